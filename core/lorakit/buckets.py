@@ -1,0 +1,67 @@
+"""Which shape a picture is trained in: aspect-ratio buckets of nearly one area, never enlarging a picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a picture is brought to its bucket: resized to `resized`, then cut to `shape` from `left`, `top`."""
+
+    shape: Shape
+    resized: Shape
+    left: int
+    top: int
+
+    @property
+    def cropped(self) -> float:
+        """Share of the resized picture that is cut away."""
+        return 1 - self.shape.width * self.shape.height / (self.resized.width * self.resized.height)
+
+
+LONGEST = 4  # a bucket's long side is at most this many times its short side
+
+
+@lru_cache(maxsize=256)
+def shapes(resolution: int, side_multiple: int) -> tuple[Shape, ...]:
+    """Every bucket whose area is at most resolution², by width; sides are multiples of `side_multiple`.
+
+    Sides step by about a sixteenth of the resolution, so that few buckets serve many pictures.
+    """
+    step = side_multiple * max(1, resolution // (16 * side_multiple))
+    area = resolution * resolution
+    found = set()
+    for width in range(step, LONGEST * resolution + 1, step):
+        height = area // width // step * step
+        if height >= step and max(width, height) <= LONGEST * min(width, height):
+            found.add(Shape(width, height))
+    return tuple(sorted(found)) or (Shape(side_multiple, side_multiple),)
+
+
+def fit(picture: Shape, resolution: int, side_multiple: int) -> Fit:
+    """How `picture` is brought to the bucket nearest to its aspect ratio.
+
+    A picture smaller than the resolution gets the buckets of its own area, so that nothing is enlarged by more than
+    the rounding to a multiple. The picture must be at least `side_multiple` on both sides.
+    """
+    own = math.isqrt(picture.width * picture.height) // side_multiple * side_multiple
+    table = shapes(max(side_multiple, min(resolution, own)), side_multiple)
+    aspect = math.log(picture.width / picture.height)
+    shape = min(table, key=lambda one: (abs(math.log(one.width / one.height) - aspect), -one.width * one.height))
+    scale = max(shape.width / picture.width, shape.height / picture.height)
+    resized = Shape(max(shape.width, round(picture.width * scale)), max(shape.height, round(picture.height * scale)))
+    return Fit(shape, resized, (resized.width - shape.width) // 2, (resized.height - shape.height) // 2)

@@ -1,0 +1,41 @@
+"""The nouns that core itself brings, through the same door as anybody's."""
+
+from __future__ import annotations
+
+from lorakit.hooks import hookimpl
+from lorakit.registry import Part, Registry
+
+
+@hookimpl
+def register(registry: Registry) -> None:
+    """Register core's scheduler, quantizers and optimizers."""
+    registry.scheduler(
+        Part(
+            name="flowmatch",
+            summary="flow matching: predict the velocity from picture to noise",
+            load="lorakit.engine.schedulers:FlowMatch",
+            offers=("sigmoid", "uniform", "logit-normal", "shift", "weighted"),
+        )
+    )
+    registry.quantizer(
+        Part(name="none", summary="keep the base in the training precision", load="lorakit.engine.quantizers:keep")
+    )
+    registry.quantizer(
+        Part(
+            name="int8",
+            summary="8-bit weights by bitsandbytes (LLM.int8), half the memory of bf16",
+            load="lorakit.engine.quantizers:int8",
+            requires=("bitsandbytes",),
+        )
+    )
+    registry.optimizer(
+        Part(name="adamw", summary="AdamW, fused", load="lorakit.engine.optimizers:adamw"),
+    )
+    registry.optimizer(
+        Part(
+            name="adamw8bit",
+            summary="AdamW with both moments in 8 bits, by bitsandbytes",
+            load="lorakit.engine.optimizers:adamw8bit",
+            requires=("bitsandbytes",),
+        )
+    )

@@ -1,0 +1,68 @@
+"""What core itself finds odd about a plan: values that are allowed, and rarely meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lorakit.family import Family
+from lorakit.plan import Plan, Problem
+
+
+def core(plan: Plan, family: Family) -> Iterator[Problem]:
+    """Problems that concern every family."""
+    yield from _data(plan)
+    yield from _length(plan)
+    yield from _sizes(plan, family)
+
+
+def _data(plan: Plan) -> Iterator[Problem]:
+    if not plan.settings.data:
+        yield Problem("no pictures are named: say --data FOLDER, or write [[data]] in the configuration", "error")
+    elif plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size > plan.arithmetic.passes_per_epoch:
+        short = plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size - plan.arithmetic.passes_per_epoch
+        yield Problem(
+            f"batches are not all full: {short} places stay empty per epoch, because pictures of different shapes "
+            "do not share a batch"
+        )
+    if not plan.settings.trigger and plan.settings.data:
+        yield Problem("no trigger word is named; what is taught will answer to the captions alone")
+
+
+def _length(plan: Plan) -> Iterator[Problem]:
+    train, updates = plan.settings.train, plan.settings.train.updates
+    if not plan.arithmetic.images:
+        return
+    horizon = 1 / (1 - train.ema) if train.ema else 0.0
+    if horizon > 0.3 * updates:
+        yield Problem(
+            f"train.ema = {train.ema:g} averages over about {horizon:.0f} updates and the run has {updates}: "
+            f"even with its warm-up the saved adapter lags behind; {1 - 10 / max(updates, 20):.3g} would suit"
+        )
+    if plan.settings.optimizer.warmup >= updates:
+        yield Problem(
+            f"optimizer.warmup = {plan.settings.optimizer.warmup} takes the whole run of {updates} updates, so the "
+            "learning rate never reaches its peak"
+        )
+    saves = train.epochs if plan.settings.save.every == "epoch" else updates / max(1, plan.settings.save.every)
+    if plan.settings.save.every and saves > plan.settings.save.keep:
+        yield Problem(
+            f"{saves:.0f} checkpoints will be saved and the newest {plan.settings.save.keep} kept (save.keep)"
+        )
+
+
+def _sizes(plan: Plan, family: Family) -> Iterator[Problem]:
+    settings = plan.settings
+    for name in ("width", "height"):
+        side = getattr(settings.sampling, name)
+        if side % family.side_multiple:
+            yield Problem(
+                f"sampling.{name} = {side} is not a multiple of {family.side_multiple}, as {family.title} needs",
+                "error",
+            )
+    if settings.train.resolution < family.side_multiple:
+        yield Problem(f"train.resolution = {settings.train.resolution} is less than one patch of pixels", "error")
+    if settings.model.source == "toy" and settings.train.resolution > 2 * family.toy_resolution:
+        yield Problem(
+            f"the toy model was made for {family.toy_resolution} pixels; train.resolution = "
+            f"{settings.train.resolution} will be slow and mean nothing: use --preset toy"
+        )

@@ -1,0 +1,240 @@
+"""TOML, presets and `--set` to a `Request`: merged leaf by leaf, each leaf remembering where it was said."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli
+from pydantic import BaseModel, ValidationError
+
+from lorakit.errors import ConfigError
+from lorakit.registry import Shelf
+from lorakit.request import Origin, Request, Who
+from lorakit.settings import Settings
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Settings from one place; later layers override earlier ones, leaf by leaf, lists as a whole."""
+
+    table: Mapping[str, Any]
+    where: str
+    by: Who = "user"
+
+
+def read_toml(path: Path) -> Table:
+    """The tables of a TOML file, or a ConfigError that names the line."""
+    try:
+        return tomli.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}", fix="Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read", why=str(error), fix="It must be a UTF-8 text file.") from error
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML", why=str(error), fix="Mend that line.") from error
+
+
+def parse_set(text: str) -> Table:
+    """The table that one `--set a.b=value` means; the value is TOML, or plain text where it is not."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key or not all(key.split(".")):
+        raise ConfigError(f"--set {text!r} is not of the form key=value", fix="Write for example --set train.epochs=5.")
+    try:
+        parsed = tomli.loads(f"value = {value.strip()}")["value"]
+    except tomli.TOMLDecodeError:
+        parsed = value.strip()
+    table: Table = {}
+    inner = table
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    inner[leaf] = parsed
+    return table
+
+
+def load(layers: Sequence[Layer], presets: Shelf[Path], default_presets: Mapping[str, str | None]) -> Request:
+    """The request that `layers` make together with their preset, which lies below all of them.
+
+    The preset is the one named by the last layer that names one, else the family's default.
+    """
+    family = _last(layers, "family")
+    if not isinstance(family, str):
+        raise ConfigError("no model family is named", fix="Say --family NAME; `lorakit families` lists them.")
+    preset = _preset(layers, family, presets, default_presets)
+    return build([preset, *layers] if preset else layers)
+
+
+def build(layers: Sequence[Layer]) -> Request:
+    """The request that `layers` make as they stand; every layer is checked by itself, so errors name their place."""
+    merged: Table = {}
+    origins: dict[str, Origin] = {}
+    for layer in layers:
+        _check_keys(layer.table, Settings, layer.where)
+        _merge(merged, layer.table, origins, Origin(layer.by, layer.where))
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, origins) from None
+    return Request(settings, origins)
+
+
+def schema() -> str:
+    """The JSON schema of a run's TOML, for editors."""
+    table = Settings.model_json_schema()
+    table["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    table["title"] = "lorakit run"
+    return json.dumps(table, indent=1, sort_keys=True) + "\n"
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Every setting of a nested table with its dotted path; lists are leaves."""
+    for key, value in table.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _last(layers: Sequence[Layer], key: str) -> Any:
+    return next((layer.table[key] for layer in reversed(layers) if key in layer.table), None)
+
+
+def _preset(
+    layers: Sequence[Layer], family: str, presets: Shelf[Path], defaults: Mapping[str, str | None]
+) -> Layer | None:
+    asked = _last(layers, "preset")
+    name = asked if isinstance(asked, str) else defaults.get(family)
+    if name is None or name == "none":
+        return None
+    full = name if "/" in name else f"{family}/{name}"
+    where = next((layer.where for layer in reversed(layers) if "preset" in layer.table), "")
+    table = read_toml(presets.find(full, where))
+    owner = table.get("family", family)
+    if owner != family:
+        raise ConfigError(
+            f"the preset {full} is for the family '{owner}', not '{family}'",
+            where=where,
+            why="its values were chosen for another architecture",
+            fix=f"Use --preset {family}/NAME or --family {owner}.",
+        )
+    return Layer({**table, "preset": full}, f"preset {full}", "preset")
+
+
+def _merge(into: Table, table: Mapping[str, Any], origins: dict[str, Origin], origin: Origin, prefix: str = "") -> None:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            inner = into.setdefault(key, {})
+            _merge(inner, value, origins, origin, f"{prefix}{key}.")
+        else:
+            into[key] = value
+            origins[f"{prefix}{key}"] = origin
+
+
+def _check_keys(table: Mapping[str, Any], model: type[BaseModel], where: str, prefix: str = "") -> None:
+    """Refuse unknown keys with the nearest known one, and a table where a value belongs or the reverse."""
+    for key, value in table.items():
+        path = f"{prefix}{key}"
+        if key not in model.model_fields:
+            near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5) or _elsewhere(key)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise ConfigError(
+                f"there is no setting '{path}'",
+                where=where,
+                fix=f"{hint}Known here: {', '.join(model.model_fields)}.",
+            )
+        inner = _inner(model, key)
+        items = value if isinstance(value, list) else [value]
+        if inner is None:
+            if isinstance(value, Mapping):
+                raise ConfigError(f"'{path}' is a value, not a section", where=where)
+            continue
+        if not all(isinstance(item, Mapping) for item in items):
+            raise ConfigError(f"'{path}' is a section, not a value", where=where, fix=f"Write [{path}].")
+        if (key == "data") != isinstance(value, list):
+            form = "[[data]]" if key == "data" else f"[{path}]"
+            raise ConfigError(f"'{path}' is written in the wrong form", where=where, fix=f"Write {form}.")
+        for item in items:
+            _check_keys(item, inner, where, f"{path}.")
+
+
+def _inner(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    annotation = model.model_fields[key].annotation
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    return next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _elsewhere(key: str) -> list[str]:
+    """Where a key that is in the wrong section, or goes by another trainer's name, belongs."""
+    alias = ALIASES.get(key)
+    if alias:
+        return [alias]
+    for name in Settings.model_fields:
+        inner = _inner(Settings, name)
+        if inner is not None and key in inner.model_fields:
+            return [f"{name}.{key}"]
+    return []
+
+
+ALIASES = {
+    "lr": "optimizer.learning_rate",
+    "steps": "train.updates (optimizer updates) or sampling.steps",
+    "max_train_steps": "train.updates",
+    "gradient_accumulation_steps": "train.accumulation",
+    "train_text_encoder": "text_encoder.train",
+    "noise_scheduler": "scheduler.name",
+    "trigger_word": "trigger",
+    "linear": "lora.rank",
+    "linear_alpha": "lora.alpha",
+    "network_dim": "lora.rank",
+    "network_alpha": "lora.alpha",
+    "save_every": "save.every",
+    "max_step_saves_to_keep": "save.keep",
+    "guidance_scale": "sampling.guidance",
+    "sample_steps": "sampling.steps",
+    "quantize": "quantization.name",
+    "quantize_dtype": "quantization.name",
+    "name_or_path": "model.source",
+    "folder_path": "data.folder",
+    "caption_ext": "data.captions",
+    "caption_dropout_rate": "train.caption_dropout",
+    "num_repeats": "data.repeats",
+    "dtype": "train.precision or save.dtype",
+}
+"""Names that other trainers give to a setting, to suggest ours."""
+
+
+def _explain(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    path = ".".join(location)
+    origin = _origin(path, origins)
+    more = error.error_count() - 1
+    shown = "" if isinstance(first["input"], dict) else f", but is {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return ConfigError(
+        f"{path}: {message[:1].lower()}{message[1:]}{shown}",
+        where=origin.where if origin else "",
+        fix=f"{more} more setting{'s' * (more > 1)} also need mending." if more else "",
+    )
+
+
+def _origin(path: str, origins: Mapping[str, Origin]) -> Origin | None:
+    """The origin of `path` or of the nearest setting above or below it."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        head = ".".join(parts[:end])
+        if head in origins:
+            return origins[head]
+        below = [origin for name, origin in origins.items() if name.startswith(f"{head}.")]
+        if below:
+            return below[-1]
+    return None

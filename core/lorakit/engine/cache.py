@@ -1,0 +1,121 @@
+"""Values that are computed once: safetensors files named by the content of everything that feeds them.
+
+A changed input has another name, so nothing stale is ever served; an unchanged one is never computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lorakit.errors import DataError
+
+
+class FileHashes:
+    """SHA-256 of files, remembered by size, times and inode, so that a file is read once in its life."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, list[Any]] = {}
+        self._changed = False
+        try:
+            self._known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            pass  # the first run, or a torn file: everything is hashed again
+
+    def of(self, path: Path) -> str:
+        """The hexadecimal digest of the file's bytes."""
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        known = self._known.get(str(path.absolute()))
+        if known and known[0] == stamp:
+            return str(known[1])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest() if _HAS_FILE_DIGEST else _digest(file)
+        self._known[str(path.absolute())] = [stamp, digest]
+        self._changed = True
+        return digest
+
+    def of_folders(self, folders: Iterable[Path]) -> str:
+        """One digest of every file below the folders, names included."""
+        parts = [
+            [folder.name, str(path.relative_to(folder)), self.of(path)]
+            for folder in folders
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def save(self) -> None:
+        """Remember for the next run."""
+        if self._changed:
+            write_atomically(self._path, json.dumps(self._known).encode())
+            self._changed = False
+
+
+_HAS_FILE_DIGEST = hasattr(hashlib, "file_digest")  # Python 3.11
+
+
+def _digest(file: Any) -> str:
+    made = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        made.update(chunk)
+    return made.hexdigest()
+
+
+class Cache:
+    """A folder of safetensors files, each named by its key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = FileHashes(folder / "files.json")
+
+    def key(self, **facts: Any) -> str:
+        """The name of a value: a digest of everything that it depends on."""
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def load(self, key: str) -> dict[str, Tensor]:
+        """The tensors under `key`; KeyError where there are none, or where the file is not whole."""
+        try:
+            return safetensors.torch.load_file(self._path(key))
+        except (SafetensorError, OSError):
+            raise KeyError(key) from None
+
+    def store(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors under `key`, whole or not at all."""
+        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomically(self._path(key), safetensors.torch.save(held))
+
+    def remove(self, key: str) -> None:
+        """Forget `key`."""
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written", why=str(error), fix="Free some space, or name another --output."
+        ) from error

@@ -1,0 +1,106 @@
+"""Checkpoints: folders that appear whole or not at all, and hold the loadable file and the state to go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lorakit.engine.cache import write_atomically
+from lorakit.errors import RunError
+
+STATE, FACTS = "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that training goes on from: draws depend on the seed and on `update` alone, so no random state."""
+
+    update: int
+    adapter: Tensor
+    average: Tensor | None
+    optimizer: Mapping[str, Any]
+
+
+def folder_of(run: Path, update: int) -> Path:
+    """Where the checkpoint of an update is."""
+    return run / "checkpoints" / f"update-{update:06d}"
+
+
+def saved(run: Path) -> list[int]:
+    """The updates that have a checkpoint, in order."""
+    found = (run / "checkpoints").glob(f"update-*/{FACTS}")
+    return sorted(int(path.parent.name.removeprefix("update-")) for path in found)
+
+
+def save(run: Path, state: State, lora_name: str, lora: bytes) -> Path:
+    """Write a checkpoint beside its place, then move it there; its folder."""
+    place = folder_of(run, state.update)
+    aside = place.with_name(f".{place.name}")
+    tensors = {"adapter": state.adapter}
+    if state.average is not None:
+        tensors["average"] = state.average
+    scalars: dict[str, Any] = {}
+    for name, value in state.optimizer.items():
+        if isinstance(value, Tensor):
+            tensors[f"optimizer.{name}"] = value
+        else:
+            scalars[name] = value
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    facts = {"update": state.update, "optimizer": scalars}
+    shutil.rmtree(aside, ignore_errors=True)
+    write_atomically(aside / lora_name, lora)
+    write_atomically(aside / STATE, safetensors.torch.save(held))
+    write_atomically(aside / FACTS, json.dumps(facts).encode())
+    shutil.rmtree(place, ignore_errors=True)
+    aside.replace(place)
+    _sync(place.parent)
+    return place
+
+
+def load(run: Path, update: int, device: torch.device) -> State:
+    """The state of a checkpoint."""
+    folder = folder_of(run, update)
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        tensors = safetensors.torch.load_file(folder / STATE, device=str(device))
+        optimizer: dict[str, Any] = dict(facts["optimizer"])
+        update, adapter = int(facts["update"]), tensors.pop("adapter")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(
+            f"the checkpoint {folder} cannot be read",
+            why=f"{type(error).__name__}: {error}",
+            fix="Remove it; the run then goes on from the one before.",
+        ) from error
+    average = tensors.pop("average", None)
+    optimizer.update({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()})
+    return State(update, adapter, average, optimizer)
+
+
+def prune(run: Path, keep: int) -> list[int]:
+    """Remove all but the newest `keep` checkpoints; the updates that were removed."""
+    gone = saved(run)[:-keep]
+    for update in gone:
+        shutil.rmtree(folder_of(run, update), ignore_errors=True)
+    return gone
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in `folder` last through a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows has no folder handles
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,32 @@
+"""Every random draw of training, as a function of the seed and the number of the pass.
+
+No generator is carried along, so a run that goes on after a stop, or that draws previews on the way, makes the same
+draws as one that does neither; and pictures draw the same whether they come one by one or in a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NEAR = 1e-6  # keeps uniform numbers off 0 and 1, where inverse distributions are infinite
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One pass's chance: noise (C, H, W), a number in (0, 1) for its level, and one for dropping its caption."""
+
+    noise: Tensor
+    level: Tensor
+    drop: float
+
+
+def draw(seed: int, number: int, shape: tuple[int, ...]) -> Draw:
+    """The draws of pass `number`, made on the CPU so that they are the same on every device."""
+    digest = hashlib.sha256(f"pass {seed} {number}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    level, drop = torch.rand(2, generator=generator).clamp(NEAR, 1 - NEAR)
+    return Draw(torch.randn(shape, generator=generator), level, float(drop))

@@ -1,0 +1,144 @@
+"""The update: batches in, one step of the optimizer out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lorakit.engine.adapter import Adapter
+from lorakit.engine.checkpoint import State
+from lorakit.engine.draws import draw
+from lorakit.engine.optimizers import learning_rate
+from lorakit.engine.parts import Batch, Denoiser, Text
+from lorakit.engine.schedulers import Scheduler
+from lorakit.errors import TrainingError
+from lorakit.order import Turn
+from lorakit.plan import Plan
+
+Samples = Callable[[int], tuple[Tensor, Text]]
+"""Latents (C, H, W) and text of a sample by its index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an update did."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+class Trainer:
+    """The adapter, its optimizer and its running average, updated one step at a time."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        denoiser: Denoiser,
+        adapter: Adapter,
+        scheduler: Scheduler,
+        optimizer: torch.optim.Optimizer,
+        patch: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.plan, self.denoiser, self.adapter = plan, denoiser, adapter
+        self.scheduler, self.optimizer = scheduler, optimizer
+        self.average = adapter.flat.detach().clone() if plan.settings.train.ema else None
+        self.updates = 0
+        self._patch, self._dtype, self._device = patch, dtype, adapter.flat.device
+
+    def update(self, turns: Sequence[Turn], samples: Samples, empty: Text | None) -> Step:
+        """One update over `turns`, each picture's loss counting the same however they are batched."""
+        pictures = sum(len(turn.samples) for turn in turns)
+        self.denoiser.module.train()
+        self.adapter.grad.zero_()
+        losses = torch.zeros((), device=self._device)
+        for turn in turns:
+            loss = self.loss(turn, samples, empty).sum() / pictures
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses += loss.detach()
+        norm = self.adapter.grad.norm()
+        self._check(float(losses), float(norm), turns)
+        limit = self.plan.settings.train.max_grad_norm
+        if limit:
+            self.adapter.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        rate = learning_rate(self.plan.settings.optimizer, self.updates + 1, self.plan.settings.train.updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.updates += 1
+        self._follow()
+        return Step(float(losses), float(norm), rate)
+
+    def loss(self, turn: Turn, samples: Samples, empty: Text | None) -> Tensor:
+        """The weighted squared error of each picture of a batch, (B,), in fp32."""
+        found = [samples(index) for index in turn.samples]
+        draws = [
+            draw(self.plan.settings.seed, turn.first_pass + place, tuple(latents.shape))
+            for place, (latents, _) in enumerate(found)
+        ]
+        dropout = self.plan.settings.train.caption_dropout
+        texts = [
+            empty if empty is not None and chance.drop < dropout else text
+            for chance, (_, text) in zip(draws, found, strict=True)
+        ]
+        clean = torch.stack([latents for latents, _ in found]).float()
+        noise = torch.stack([chance.noise for chance in draws])
+        tokens = clean.shape[-1] * clean.shape[-2] // self._patch**2
+        t = self.scheduler.level(torch.stack([chance.level for chance in draws]), tokens)
+        clean, noise, t = (tensor.to(self._device) for tensor in (clean, noise, t))
+        text = Text.collate(texts).to(self._device, self._dtype)
+        noisy = self.scheduler.mix(clean, noise, t).to(self._dtype)
+        answer = self.denoiser.predict(noisy, t, Batch(text))
+        error = (answer.float() - self.scheduler.target(clean, noise, t)) ** 2
+        return error.flatten(1).mean(1) * self.scheduler.weight(t)
+
+    def state(self) -> State:
+        """Everything that training goes on from."""
+        held = self.optimizer.state.get(self.adapter.flat, {})
+        return State(self.updates, self.adapter.flat.detach(), self.average, dict(held))
+
+    def restore(self, state: State) -> None:
+        """Go on from `state`."""
+        self.updates = state.update
+        self.adapter.flat.data.copy_(state.adapter)
+        if self.average is not None and state.average is not None:
+            self.average.copy_(state.average)
+        if state.optimizer:
+            self.optimizer.state[self.adapter.flat] = dict(state.optimizer)
+
+    def _follow(self) -> None:
+        """Let the running average follow the weights; it starts short and lengthens to the planned decay."""
+        if self.average is not None:
+            decay = min(self.plan.settings.train.ema, (1 + self.updates) / (10 + self.updates))
+            self.average.lerp_(self.adapter.flat.detach(), 1 - decay)
+
+    def _check(self, loss: float, norm: float, turns: Sequence[Turn]) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        shown = sorted({index for turn in turns for index in turn.samples})
+        raise TrainingError(
+            f"the loss or gradient of update {self.updates + 1} is not a finite number (loss {loss}, gradient {norm})",
+            why=f"it was computed on the samples {shown}",
+            fix="Lower optimizer.learning_rate, and look at these pictures; `lorakit resume` goes on from the last "
+            "checkpoint.",
+        )
+
+
+def recompute(blocks: Sequence[nn.Module], keeps_random_state: bool) -> None:
+    """Make every block forget its activations and compute them again in the backward pass."""
+    for block in blocks:
+        block.forward = partial(_recomputed, block.forward, keeps_random_state)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Any], keeps_random_state: bool, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keeps_random_state, **kwargs)

@@ -1,0 +1,40 @@
+"""Where tensors live, and how much they take."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+
+import torch
+
+from lorakit.errors import ConfigError
+
+
+def device_for(name: str) -> torch.device:
+    """The plan's device; `auto` takes a GPU where there is one."""
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    usable = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if not usable[name]():
+        raise ConfigError(
+            f"model.device = '{name}', and torch finds no such device",
+            fix="Check the driver and the torch build, or use auto.",
+        )
+    return torch.device(name)
+
+
+def peak(device: torch.device) -> int:
+    """Most bytes in use so far: of the device's memory, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def release() -> None:
+    """Give freed memory back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,136 @@
+"""What crosses the boundary between the engine and a family: tensors with names, and the three working parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text conditioning of a batch.
+
+    `hidden` is (B, L, D), zero past each item's length; `lengths` are the items' own numbers of tokens; `pooled`, for
+    families that have one, is (B, D').
+    """
+
+    hidden: Tensor
+    lengths: tuple[int, ...]
+    pooled: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, L), True for real tokens; None where every token is real, so that attention needs no mask."""
+        if min(self.lengths) == self.hidden.shape[1]:
+            return None
+        positions = torch.arange(self.hidden.shape[1], device=self.hidden.device)
+        return positions < torch.tensor(self.lengths, device=self.hidden.device)[:, None]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Text:
+        """The same on another device, in another number format."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return Text(self.hidden.to(device, dtype), self.lengths, pooled)
+
+    @staticmethod
+    def collate(items: Sequence[Text]) -> Text:
+        """One batch of several, padded with zeros to the longest and no further."""
+        longest = max(item.hidden.shape[1] for item in items)
+        hidden = [nn.functional.pad(item.hidden, (0, 0, 0, longest - item.hidden.shape[1])) for item in items]
+        pooled = [item.pooled for item in items if item.pooled is not None]
+        lengths = tuple(length for item in items for length in item.lengths)
+        return Text(torch.cat(hidden), lengths, torch.cat(pooled) if pooled else None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a single item, for the cache."""
+        assert len(self.lengths) == 1, "only single items are cached"
+        found = {"hidden": self.hidden[:, : self.lengths[0]].contiguous()}
+        return found if self.pooled is None else {**found, "pooled": self.pooled.contiguous()}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor]) -> Text:
+        """The single item that `tensors` gave."""
+        return Text(tensors["hidden"], (tensors["hidden"].shape[1],), tensors.get("pooled"))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a denoiser is told besides the noisy latents and their noise level."""
+
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A local model folder in diffusers layout, and the number format to load it in."""
+
+    folder: Path
+    name: str
+    dtype: torch.dtype
+
+    def load(self, kind: Any, component: str, *, dtype: torch.dtype | None = None, **options: Any) -> Any:
+        """The component loaded through `kind.from_pretrained`, or a ModelError that says what is wrong with it."""
+        folder = self.folder / component
+        if not folder.is_dir():
+            raise ModelError(f"the model {self.name} lacks its {component}", fix=f"It should be in {folder}.")
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            options = {"torch_dtype" if _is_diffusers(kind) else "dtype": dtype or self.dtype, **options}
+            options.setdefault("use_safetensors", True)
+        try:
+            return kind.from_pretrained(folder, **options)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"the {component} of {self.name} cannot be loaded",
+                why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+                fix=f"Check that {folder} is complete, or download it again.",
+            ) from error
+
+
+def _is_diffusers(kind: type) -> bool:
+    return kind.__module__.startswith("diffusers.")
+
+
+class TextEncoder(Protocol):
+    """Captions to text conditioning; freed once everything is cached."""
+
+    module: nn.Module
+
+    def encode(self, captions: Sequence[str]) -> list[Text]:
+        """One single-item Text for each caption, independent of its neighbours."""
+
+
+class ImageCoder(Protocol):
+    """Pictures to unit-scaled latents and back."""
+
+    module: nn.Module
+    scale: int
+    """Pixels per latent pixel, along one side."""
+    channels: int
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to (B, C, H / scale, W / scale)."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The reverse, not clamped."""
+
+
+class Denoiser(Protocol):
+    """The model that is taught."""
+
+    module: nn.Module
+    blocks: Sequence[nn.Module]
+    """The repeated blocks: adapters, quantization and checkpointing live inside them."""
+    component: str
+    """The model folder's sub-folder, and the prefix of exported names."""
+
+    def predict(self, noisy: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """(B, C, H, W) latents at noise levels t (B,) to the scheduler's target, of the same shape."""
+
+    def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+        """Two predictions combined as the family's reference pipeline does."""

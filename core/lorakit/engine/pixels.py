@@ -1,0 +1,54 @@
+"""Picture files to pixels: upright, RGB, resized and cut as the plan says."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from lorakit.dataset import Sample
+from lorakit.errors import DataError
+
+SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+TO_8_BIT = 257  # 65535 / 255
+
+
+def load(sample: Sample) -> Tensor:
+    """The sample's pixels, (3, H, W) float32 in [-1, 1], in its bucket's shape."""
+    try:
+        with Image.open(sample.path) as image:
+            upright = ImageOps.exif_transpose(image)
+            rgb = to_rgb(upright)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"the picture {sample.path} cannot be decoded", why=str(error), fix="Replace or remove it."
+        ) from error
+    brought = sample.fit
+    resized = rgb.resize((brought.resized.width, brought.resized.height), Image.Resampling.LANCZOS)
+    box = (brought.left, brought.top, brought.left + brought.shape.width, brought.top + brought.shape.height)
+    return to_tensor(resized.crop(box))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in 8-bit RGB: transparency over white, 16-bit grey scaled down, CMYK and palettes converted."""
+    if image.mode in SIXTEEN_BIT:
+        grey = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray(np.clip(grey / TO_8_BIT + 0.5, 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) float32 in [-1, 1]."""
+    array = np.asarray(image, dtype=np.float32)
+    return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """(3, H, W) in about [-1, 1] as an 8-bit picture, rounded as diffusers' VaeImageProcessor does."""
+    unit = (pixels.float() / 2 + 0.5).clamp(0, 1)
+    return Image.fromarray((unit.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8))

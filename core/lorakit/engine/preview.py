@@ -1,0 +1,135 @@
+"""Pictures drawn with the adapter as it is, through the same `predict` that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from lorakit.engine.adapter import Adapter
+from lorakit.engine.parts import Batch, Denoiser, ImageCoder, Text
+from lorakit.engine.pixels import to_image
+from lorakit.engine.schedulers import Scheduler
+from lorakit.family import Family
+from lorakit.settings import PlannedSampling
+
+
+def noise_for(settings: PlannedSampling, coder: ImageCoder, number: int = 0) -> Tensor:
+    """The starting latents of prompt `number`, (1, C, H, W) on the CPU: the same for every checkpoint."""
+    draws = torch.Generator().manual_seed(settings.seed + number)
+    shape = (1, coder.channels, settings.height // coder.scale, settings.width // coder.scale)
+    return torch.randn(shape, generator=draws)
+
+
+@torch.no_grad()
+def denoise(
+    denoiser: Denoiser,
+    scheduler: Scheduler,
+    noise: Tensor,
+    text: Text,
+    negative: Text,
+    settings: PlannedSampling,
+    tokens: int,
+) -> Tensor:
+    """From noise (B, C, H, W) to clean latents, with guidance where it is over 1."""
+    levels = scheduler.levels(settings.steps, tokens).to(noise.device)
+    latents = noise
+    for now, then in zip(levels[:-1], levels[1:], strict=True):
+        t = now.expand(latents.shape[0])
+        prediction = denoiser.predict(latents, t, Batch(text))
+        if settings.guidance > 1:
+            prediction = denoiser.guide(prediction, denoiser.predict(latents, t, Batch(negative)), settings.guidance)
+        latents = scheduler.step(latents, prediction, now, then)
+    return latents
+
+
+class Painter:
+    """Draws the plan's prompts, one after another, at any strength of the adapter."""
+
+    def __init__(
+        self,
+        family: Family,
+        settings: PlannedSampling,
+        denoiser: Denoiser,
+        coder: ImageCoder,
+        scheduler: Scheduler,
+        texts: Sequence[Text],
+        negative: Text,
+    ) -> None:
+        self._family, self._settings = family, settings
+        self._denoiser, self._coder, self._scheduler = denoiser, coder, scheduler
+        self._texts, self._negative = texts, negative
+
+    def draw(self, number: int, device: torch.device, dtype: torch.dtype) -> Image.Image:
+        """The picture of prompt `number`; training's random state and mode are left as they were."""
+        training = self._denoiser.module.training
+        self._denoiser.module.eval()
+        try:
+            noise = noise_for(self._settings, self._coder, number).to(device, dtype)
+            tokens = noise.shape[-1] * noise.shape[-2] // self._family.patch**2
+            text, negative = (one.to(device, dtype) for one in (self._texts[number], self._negative))
+            latents = denoise(self._denoiser, self._scheduler, noise, text, negative, self._settings, tokens)
+            self._coder.module.to(device)
+            with torch.no_grad():
+                return to_image(self._coder.decode(latents.float())[0])
+        finally:
+            self._denoiser.module.train(training)
+
+    def sheet(
+        self, adapter: Adapter, strengths: Sequence[float], device: torch.device, dtype: torch.dtype
+    ) -> Image.Image:
+        """Every prompt (rows) at every strength (columns), labelled."""
+        rows = []
+        for number in range(len(self._texts)):
+            row = []
+            for strength in strengths:
+                with adapter.at(strength):
+                    row.append(self.draw(number, device, dtype))
+            rows.append(row)
+        return contact_sheet(rows, self._settings.prompts, [f"strength {one:g}" for one in strengths])
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], columns: Sequence[str]
+) -> Image.Image:
+    """Pictures in a grid with a title over each column and the caption under each row.
+
+    Small pictures are enlarged without smoothing, so that their pixels can be seen.
+    """
+    width, height = rows[0][0].size
+    factor = max(1, 192 // width)
+    width, height, gap = width * factor, height * factor, 8
+    font = ImageFont.load_default(size=max(13, width // 24))
+    line = round(font.size * 1.6)
+    total = (gap + len(columns) * (width + gap), line + gap + len(rows) * (height + line + gap))
+    sheet = Image.new("RGB", total, "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(columns):
+        pen.text((gap + column * (width + gap), gap // 2), title, "black", font)
+    for number, row in enumerate(rows):
+        top = line + gap + number * (height + line + gap)
+        for column, picture in enumerate(row):
+            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (gap + column * (width + gap), top))
+        pen.text((gap, top + height + 1), _shortened(captions[number], pen, font, total[0] - 2 * gap), "black", font)
+    return sheet
+
+
+def _shortened(
+    text: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
+    """The text, cut to what fits."""
+    if pen.textlength(text, font) <= width:
+        return text
+    while text and pen.textlength(f"{text}…", font) > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)

@@ -1,0 +1,345 @@
+"""A plan carried out, from the first file to the proof, as a stream of events."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import torch
+import torch.version
+
+from lorakit.control import Control
+from lorakit.dataset import Dataset, index
+from lorakit.engine import checkpoint, lora_file, memory, preview
+from lorakit.engine.adapter import Adapter
+from lorakit.engine.cache import Cache, write_atomically
+from lorakit.engine.loop import Trainer
+from lorakit.engine.parts import Denoiser, ImageCoder, Text
+from lorakit.engine.phases import (
+    Context,
+    LatentStore,
+    StopAsked,
+    TextStore,
+    Work,
+    cache_images,
+    cache_text,
+    load_model,
+    phase,
+)
+from lorakit.engine.proof import prove
+from lorakit.engine.source import cache_folder, locate
+from lorakit.errors import LorakitError, RunError
+from lorakit.events import (
+    CheckpointRemoved,
+    CheckpointSaved,
+    Event,
+    PhaseFinished,
+    PhaseStarted,
+    PreviewDrawn,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    SheetDrawn,
+    UpdateFinished,
+    Warned,
+)
+from lorakit.order import turns
+from lorakit.plan import Plan
+from lorakit.registry import Shelves
+
+PLAN, EVENTS = "plan.json", "events.jsonl"
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of a run folder."""
+    file = folder / PLAN
+    if not file.is_file():
+        raise RunError(f"{folder} is not a run: it has no {PLAN}", fix="Name a folder that `lorakit train` made.")
+    plan = Plan.from_json(file.read_text(encoding="utf-8"), str(file))
+    if plan.folder.resolve() != folder.resolve():  # the run was moved: go on where it is now
+        output = str(folder.resolve().parent)
+        return plan.with_settings(output=output, name=folder.resolve().name)
+    return plan
+
+
+def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
+    """Start the run; a folder that holds a run with checkpoints is never touched."""
+    folder = plan.folder
+    if (folder / f"{plan.settings.name}.safetensors").exists() or checkpoint.saved(folder):
+        raise RunError(
+            f"there is a run in {folder} already",
+            where="name",
+            fix=f"Go on with it (`lorakit resume {folder}`), or choose another --name.",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / EVENTS).unlink(missing_ok=True)
+        write_atomically(folder / PLAN, plan.to_json().encode())
+    except (OSError, LorakitError) as error:
+        raise RunError(f"the run folder {folder} cannot be written", where="output", why=str(error)) from error
+    return recorded(folder, Run(plan, shelves, control).events())
+
+
+def resume(folder: Path, plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
+    """Go on from the newest checkpoint, or from the start where there is none."""
+    done = checkpoint.saved(folder)
+    if (folder / f"{plan.settings.name}.safetensors").exists() and done and done[-1] >= plan.settings.train.updates:
+        raise RunError(f"the run {folder} is complete: {done[-1]} updates", fix="There is nothing to go on with.")
+    return recorded(folder, Run(plan, shelves, control).events(done[-1] if done else 0))
+
+
+def recorded(folder: Path, events: Generator[Event, None, None]) -> Iterator[Event]:
+    """The same events, each written as a line of events.jsonl before anybody else sees it."""
+    with (folder / EVENTS).open("a", encoding="utf-8") as file:
+        try:
+            for event in events:
+                file.write(event.to_json() + "\n")
+                file.flush()
+                yield event
+        finally:
+            events.close()
+
+
+class Run:
+    """One carrying out of a plan."""
+
+    def __init__(self, plan: Plan, shelves: Shelves, control: Control) -> None:
+        self.plan, self.shelves, self.control = plan, shelves, control
+        self.family = shelves.families.find(plan.settings.family)
+        self.folder = plan.folder
+        self.began = time.perf_counter()
+        self.trainer: Trainer | None = None
+        self.updating = False
+
+    def events(self, start: int = 0) -> Generator[Event, None, None]:
+        """Everything that happens, in order; a stop, a closed generator or Ctrl-C leaves a checkpoint."""
+        device = memory.device_for(self.plan.settings.model.device)
+        yield RunStarted(
+            folder=str(self.folder),
+            name=self.plan.settings.name,
+            device=_describe(device),
+            versions=_versions(),
+            resumed_from=start,
+        )
+        try:
+            yield from self._work(device, start)
+        except StopAsked:
+            path = self._save_now()
+            yield RunStopped(update=self._done(start), reason=self.control.reason, folder=str(path or self.folder))
+        except (GeneratorExit, KeyboardInterrupt):
+            self._save_now()
+            raise
+
+    def _work(self, device: torch.device, start: int) -> Generator[Event, None, None]:
+        dataset = yield from self._index()
+        source = locate(self.plan, self.family)
+        cache = Cache(cache_folder(self.plan))
+        context = Context(self.plan, self.family, self.shelves, source, cache, device, self.control)
+        texts = yield from cache_text(context, dataset)
+        latents, coder = yield from cache_images(context, dataset)
+        cache.files.save()
+        context.check()
+        denoiser, adapter = yield from load_model(context)
+        self.dataset, self.context, self.denoiser, self.adapter = dataset, context, denoiser, adapter
+        trainer = self._trainer(denoiser, adapter, start)
+        painter = self._painter(coder, texts)
+        yield from self._train(trainer, texts, latents, painter)
+        yield from self._finish(trainer, painter)
+
+    def _index(self) -> Work[Dataset]:
+        began = time.perf_counter()
+        yield PhaseStarted(phase="index")
+        settings = self.plan.settings
+        dataset = index(settings.data, settings.trigger, self.family.side_multiple)
+        if (
+            len(dataset.samples) != self.plan.arithmetic.images
+            or dataset.passes != self.plan.arithmetic.passes_per_epoch
+        ):
+            raise RunError(
+                f"the data folders hold {len(dataset.samples)} pictures, and the plan was made for "
+                f"{self.plan.arithmetic.images}",
+                fix="Put them back as they were, or start a new run.",
+            )
+        note = f"{len(dataset.samples)} pictures, {len(dataset.buckets())} shapes"
+        yield PhaseFinished(phase="index", seconds=time.perf_counter() - began, note=note)
+        return dataset
+
+    def _trainer(self, denoiser: Denoiser, adapter: Adapter, start: int) -> Trainer:
+        settings = self.plan.settings
+        scheduler = self.shelves.schedulers[settings.scheduler.name].resolve()(
+            settings.scheduler, self.family.flow_shift
+        )
+        optimizer = self.shelves.optimizers[settings.optimizer.name].resolve()(adapter.flat, settings.optimizer)
+        dtype = self.context.source.dtype
+        trainer = Trainer(self.plan, denoiser, adapter, scheduler, optimizer, self.family.patch, dtype)
+        if start:
+            trainer.restore(checkpoint.load(self.folder, start, self.context.device))
+        self.trainer = trainer
+        return trainer
+
+    def _painter(self, coder: ImageCoder | None, texts: TextStore) -> preview.Painter | None:
+        sampling = self.plan.settings.sampling
+        if coder is None or not self.trainer:
+            return None
+        prompts = [texts[prompt] for prompt in sampling.prompts]
+        negative = texts[sampling.negative]
+        scheduler = self.trainer.scheduler
+        return preview.Painter(self.family, sampling, self.denoiser, coder, scheduler, prompts, negative)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def _train(
+        self, trainer: Trainer, texts: TextStore, latents: LatentStore, painter: preview.Painter | None
+    ) -> Iterator[Event]:
+        settings, dataset = self.plan.settings, self.dataset
+        empty = texts[""] if settings.train.caption_dropout else None
+        kept: dict[str, Text] = {}
+
+        def sample(number: int) -> tuple[torch.Tensor, Text]:
+            one = dataset.samples[number]
+            if one.caption not in kept:
+                if len(kept) >= 256:
+                    kept.clear()
+                kept[one.caption] = texts[one.caption]
+            return latents[one], kept[one.caption]
+
+        yield PhaseStarted(phase="train", total=settings.train.updates)
+        began = then = time.perf_counter()
+        passes = 0
+        for batches in turns(dataset, settings.train, settings.seed, trainer.updates):
+            self.context.check()
+            self.updating = True
+            step = trainer.update(batches, sample, empty)
+            self.updating = False
+            passes = batches[-1].first_pass + len(batches[-1].samples)
+            now = time.perf_counter()
+            yield UpdateFinished(
+                update=trainer.updates,
+                passes=passes,
+                epoch=passes / dataset.passes,
+                loss=step.loss,
+                learning_rate=step.learning_rate,
+                grad_norm=step.grad_norm,
+                seconds=now - then,
+                memory=memory.peak(self.context.device),
+            )
+            yield from self._at(trainer.updates, painter)
+            then = time.perf_counter()
+        yield PhaseFinished(phase="train", seconds=time.perf_counter() - began, note=f"{trainer.updates} updates")
+
+    def _at(self, update: int, painter: preview.Painter | None) -> Iterator[Event]:
+        """The checkpoint and the previews that are due after `update`."""
+        settings, last = self.plan.settings, update == self.plan.settings.train.updates
+        if settings.save.every and (last or self._due(update, settings.save.every)):
+            yield self._checkpoint()
+            for gone in checkpoint.prune(self.folder, settings.save.keep):
+                yield CheckpointRemoved(update=gone, folder=str(checkpoint.folder_of(self.folder, gone)))
+        if painter and settings.sampling.every and (last or self._due(update, settings.sampling.every)):
+            yield from self._previews(update, painter)
+
+    def _due(self, update: int, every: int | str) -> bool:
+        if isinstance(every, int):
+            return update % every == 0
+        batches, size = self.plan.arithmetic.batches_per_epoch, self.plan.settings.train.accumulation
+        return update * size // batches > (update - 1) * size // batches
+
+    def _previews(self, update: int, painter: preview.Painter) -> Iterator[Event]:
+        for number, prompt in enumerate(self.plan.settings.sampling.prompts):
+            self.context.check()
+            with self.adapter.at(1.0, self._average()):
+                picture = painter.draw(number, self.context.device, self.context.source.dtype)
+            path = self.folder / "samples" / f"{update:06d}-{number}.png"
+            preview.save(picture, path)
+            yield PreviewDrawn(update=update, path=str(path), prompt=prompt)
+
+    # -- saving --------------------------------------------------------------------------------------------------
+
+    def _average(self) -> torch.Tensor | None:
+        return self.trainer.average if self.trainer else None
+
+    def _file(self) -> bytes:
+        assert self.trainer
+        with self.adapter.at(1.0, self._average()):
+            return lora_file.encode(
+                self.plan, self.family, self.denoiser, self.adapter, self.dataset, self.trainer.updates
+            )
+
+    def _checkpoint(self) -> CheckpointSaved:
+        assert self.trainer
+        name = f"{self.plan.settings.name}-{self.trainer.updates:06d}.safetensors"
+        place = checkpoint.save(self.folder, self.trainer.state(), name, self._file())
+        return CheckpointSaved(update=self.trainer.updates, folder=str(place), lora=str(place / name))
+
+    def _save_now(self) -> Path | None:
+        """A checkpoint of where training stands, unless an update was cut in the middle or nothing is new."""
+        if not self.trainer or self.updating or not self.trainer.updates:
+            return None
+        if self.trainer.updates not in checkpoint.saved(self.folder):
+            self._checkpoint()
+        return checkpoint.folder_of(self.folder, self.trainer.updates)
+
+    def _done(self, start: int) -> int:
+        return self.trainer.updates if self.trainer else start
+
+    def _finish(self, trainer: Trainer, painter: preview.Painter | None) -> Iterator[Event]:
+        settings = self.plan.settings
+        path = self.folder / f"{settings.name}.safetensors"
+        proofs: list[str] = []
+
+        def save() -> Iterator[str]:
+            lora_file.write(path, self._file())
+            yield path.name
+            with self.adapter.at(1.0, self._average()):
+                proof = prove(path, self.plan, self.family, self.context.source, self.denoiser, self.adapter)
+            proofs.append(str(proof))
+            yield str(proof)
+
+        yield from phase("save", 2, save(), lambda: proofs[-1])
+        if trainer.average is not None:
+            raw = path.with_name(f"{settings.name}-raw.safetensors")
+            lora_file.write(raw, self._raw())
+            yield Warned(message=f"the file holds the running average (train.ema); the last weights are in {raw}")
+        if painter and settings.sampling.strengths:
+            sheet = self.folder / "samples" / "strengths.png"
+            with self.adapter.at(1.0, self._average()):
+                drawn = painter.sheet(
+                    self.adapter, settings.sampling.strengths, self.context.device, self.context.source.dtype
+                )
+            preview.save(drawn, sheet)
+            yield SheetDrawn(path=str(sheet))
+        yield RunFinished(
+            update=trainer.updates,
+            folder=str(self.folder),
+            lora=str(path),
+            proof=proofs[-1],
+            seconds=time.perf_counter() - self.began,
+        )
+
+    def _raw(self) -> bytes:
+        assert self.trainer
+        return lora_file.encode(self.plan, self.family, self.denoiser, self.adapter, self.dataset, self.trainer.updates)
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"{device.type}: {os.cpu_count()} cores" if device.type == "cpu" else device.type
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    from importlib.metadata import version
+
+    return tuple((name, version(name)) for name in ("lorakit", "torch", "diffusers", "transformers", "peft"))
+
+
+def events_of(folder: Path) -> Iterator[Event]:
+    """The events of a run folder, oldest first; a last line that was cut short is left out."""
+    with (folder / EVENTS).open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield Event.from_json(line)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue

@@ -1,0 +1,59 @@
+"""Where a plan's weights are: a local folder, a hub repository brought here, or the family's toy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lorakit.engine.parts import Source
+from lorakit.errors import ModelError
+from lorakit.family import Family
+from lorakit.plan import Plan
+from lorakit.planner import TOY
+from lorakit.version import __version__
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def locate(plan: Plan, family: Family) -> Source:
+    """The plan's model as a folder on this machine."""
+    name, dtype = plan.settings.model.source, DTYPES[plan.settings.train.precision]
+    if name == TOY:
+        return Source(_toy(plan, family), f"the toy model of {family.title}", dtype)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Source(folder, str(folder), dtype)
+    return Source(_download(name, family), name, dtype)
+
+
+def cache_folder(plan: Plan) -> Path:
+    """Where everything that can be made again is kept, shared by the runs of one output folder."""
+    return Path(plan.settings.output).expanduser() / ".cache"
+
+
+def _toy(plan: Plan, family: Family) -> Path:
+    folder = cache_folder(plan) / "toys" / f"{family.name}-{plan.settings.variant}-{__version__}"
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        family.toy(folder, plan.settings.variant)
+        (folder / "complete").touch()
+    return folder
+
+
+def _download(name: str, family: Family) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [f"{component}/*" for component in (*family.components, "processor")]
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["model_index.json", *patterns], ignore_patterns=["*.bin", "*.pt"])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"the hub repository {name} cannot be fetched",
+            where="model.source",
+            why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            fix="Check the name and the connection, sign in with `hf auth login` if it is gated, or name a folder.",
+        ) from error

@@ -1,0 +1,158 @@
+"""The facts of a run, in order: one typed stream that every reader gets alike.
+
+Events are frozen and turn into JSON lines and back. Paths are strings, times are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+VERSION = 1  # of the JSON form
+
+Phase = Literal["index", "cache text", "cache images", "load", "quantize", "train", "save"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened; `time` is seconds since the epoch."""
+
+    time: float = field(default_factory=time.time)
+
+    def to_json(self) -> str:
+        """One line of JSON, the kind of event under `event`."""
+        return json.dumps({"event": type(self).__name__, "version": VERSION, **asdict(self)})
+
+    @staticmethod
+    def from_json(line: str) -> Event:
+        """The event that `to_json` wrote."""
+        table: dict[str, Any] = json.loads(line)
+        kind = KINDS[table.pop("event")]
+        table.pop("version", None)
+        names = {one.name for one in fields(kind)}
+        return kind(**{key: _frozen(value) for key, value in table.items() if key in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """A run begins, or goes on from `resumed_from` updates."""
+
+    folder: str
+    name: str
+    device: str
+    versions: tuple[tuple[str, str], ...] = ()
+    resumed_from: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted(Event):
+    """A phase of `total` items begins; 0 where the number is not known."""
+
+    phase: Phase
+    total: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseProgress(Event):
+    """`done` items of the phase are done."""
+
+    phase: Phase
+    done: int
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseFinished(Event):
+    """A phase is over; `note` says what came of it."""
+
+    phase: Phase
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateFinished(Event):
+    """The adapter was updated: `update` counts from 1, `passes` are pictures shown so far.
+
+    `loss` is the mean over the update's pictures, `seconds` the time since the update before, `memory` the peak of
+    the device, or of the process where the device is the CPU, in bytes.
+    """
+
+    update: int
+    passes: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+    memory: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved(Event):
+    """A checkpoint is safely on disk; `lora` is its loadable file."""
+
+    update: int
+    folder: str
+    lora: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRemoved(Event):
+    """A checkpoint made room for newer ones, as `save.keep` asks."""
+
+    update: int
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewDrawn(Event):
+    """A picture was drawn with the adapter as it was after `update` updates, at `strength`."""
+
+    update: int
+    path: str
+    prompt: str
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetDrawn(Event):
+    """Every prompt at every strength, side by side."""
+
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something that a person should know; training goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStopped(Event):
+    """The run stopped before its end and can be resumed."""
+
+    update: int
+    reason: str
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    """The run is complete; `lora` is the file and `proof` what was checked about it."""
+
+    update: int
+    folder: str
+    lora: str
+    proof: str
+    seconds: float
+
+
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,103 @@
+"""What a model family gives: facts and rules here, without torch; the three working parts when asked for."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from lorakit.engine.parts import Denoiser, ImageCoder, Source, TextEncoder
+    from lorakit.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One published model of a family.
+
+    `source` is its hub repository; `resolution` its native side in pixels (of a square of the same area);
+    `architecture` what the exported file says of itself (`modelspec.architecture`); `templates` are the prompt
+    templates that it understands, the usual one first; `pipeline` names the diffusers class that draws with it.
+    """
+
+    source: str
+    pipeline: str
+    architecture: str
+    resolution: int = 1024
+    templates: tuple[str, ...] = ("plain",)
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowShift:
+    """How far a flow-matching model moves its noise levels up as pictures grow.
+
+    The shift is exp(mu), mu being linear in the number of image tokens between the two published points; `terminal`
+    is the level that the last sampling step is stretched to. Source: the scheduler_config.json of each model, as
+    diffusers' `calculate_shift` reads it.
+    """
+
+    base_tokens: int = 256
+    base_shift: float = 0.5
+    max_tokens: int = 4096
+    max_shift: float = 1.15
+    terminal: float | None = None
+
+    def at(self, tokens: int) -> float:
+        """The shift for a picture of `tokens` image tokens."""
+        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
+        return math.exp(self.base_shift + slope * (tokens - self.base_tokens))
+
+
+class Family(ABC):
+    """A family of models that one plugin knows how to teach.
+
+    The class attributes are facts; methods marked with `lorakit.hookimpl` are its rules, heard only in runs of this
+    family. The three parts are made once each, in the order text encoder, image coder, denoiser; core decides what
+    lives on which device and when.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    variants: ClassVar[Mapping[str, Variant]]
+    default_variant: ClassVar[str]
+    default_preset: ClassVar[str | None] = None
+    components: ClassVar[tuple[str, ...]]
+    """Sub-folders that a model folder of this family must have."""
+    text_components: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    """Sub-folders that cached text depends on."""
+    image_components: ClassVar[tuple[str, ...]] = ("vae",)
+    """Sub-folders that cached latents depend on."""
+    encoding_version: ClassVar[int] = 1
+    """Raised whenever the encoders' code gives other values, so that nothing stale is served from the cache."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Names of the linear layers, inside the repeated blocks, that an adapter attaches to by default."""
+    side_multiple: ClassVar[int]
+    """Sides of training pictures are multiples of this, in pixels."""
+    base_model_version: ClassVar[str]
+    """What `ss_base_model_version` says in exported files."""
+    flow_shift: ClassVar[FlowShift | None] = None
+    patch: ClassVar[int] = 1
+    """Side, in latent pixels, of the square that becomes one token."""
+    trainable_text_encoder: ClassVar[bool] = False
+    toy_resolution: ClassVar[int] = 64
+    """Side in pixels that the toy model was made for."""
+
+    @abstractmethod
+    def text_encoder(self, plan: Plan, source: Source) -> TextEncoder:
+        """The part that turns captions into text conditioning; large, and freed after caching."""
+
+    @abstractmethod
+    def image_coder(self, plan: Plan, source: Source) -> ImageCoder:
+        """The part that turns pictures into unit-scaled latents and back."""
+
+    @abstractmethod
+    def denoiser(self, plan: Plan, source: Source) -> Denoiser:
+        """The part that is taught."""
+
+    @abstractmethod
+    def toy(self, folder: Path, variant: str) -> None:
+        """Write a small model folder of the real classes: what the demo and the contract test train on."""

@@ -1,0 +1,83 @@
+"""The embedding point: a Kit holds plugins, plans and trains; nothing is global, nothing is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit import config, planner
+from lorakit import plugins as finding
+from lorakit.config import Layer
+from lorakit.control import Control
+from lorakit.errors import ConfigError
+from lorakit.plan import Plan
+from lorakit.plugins import Plugin, call, manager
+from lorakit.registry import Shelves
+from lorakit.request import Request
+
+if TYPE_CHECKING:
+    import click
+
+    from lorakit.events import Event
+
+
+class Kit:
+    """Plugins, and what can be done with them.
+
+    Installed plugins are found by entry point unless `discover` is False; `plugins` adds objects with hook
+    implementations, `files` Python files, and `without` leaves installed ones out by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        plugins: Mapping[str, object] | None = None,
+        files: Iterable[Path] = (),
+        without: Iterable[str] = (),
+        discover: bool = True,
+    ) -> None:
+        found = finding.discover(without, files) if discover else finding.core(files)
+        found += [Plugin(name, "", module) for name, module in (plugins or {}).items()]
+        self.plugins: Sequence[Plugin] = tuple(found)
+        self.shelves = Shelves()
+        finding.register(manager(self.plugins), self.shelves)
+
+    def request(self, *layers: Layer | Mapping[str, Any]) -> Request:
+        """What the layers ask for together with their preset; a plain mapping is what the user asks for."""
+        made = [layer if isinstance(layer, Layer) else Layer(layer, "the call") for layer in layers]
+        defaults = {name: family.default_preset for name, family in self.shelves.families.items()}
+        return config.load(made, self.shelves.presets, defaults)
+
+    def plan(self, request: Request | Mapping[str, Any]) -> Plan:
+        """The plan of a request; its `problems` may hold errors, which `train` refuses."""
+        asked = request if isinstance(request, Request) else self.request(request)
+        family = self.shelves.families.find(asked.settings.family, asked.where("family"))
+        return planner.decide(asked, self.shelves, self.plugins, manager(self.plugins, family))
+
+    def train(self, plan: Plan, control: Control | None = None) -> Iterator[Event]:
+        """Carry the plan out; the run stops, saved, when the iterator is closed or `control.stop()` is called."""
+        if plan.errors:
+            first, *more = plan.errors
+            raise ConfigError(first.message, fix=f"{len(more)} more errors; see `lorakit plan`" if more else "")
+        from lorakit.engine.run import train
+
+        return self._observed(plan, train(plan, self.shelves, control or Control()))
+
+    def resume(self, folder: Path, control: Control | None = None) -> Iterator[Event]:
+        """Go on with the run in `folder` from its newest checkpoint."""
+        from lorakit.engine.run import read_plan, resume
+
+        plan = read_plan(folder)
+        return self._observed(plan, resume(folder, plan, self.shelves, control or Control()))
+
+    def commands(self, group: click.Group) -> None:
+        """Let every plugin add its commands to `group`."""
+        for answer in call(manager(self.plugins), "register_commands", cli=group):
+            assert answer.value is None
+
+    def _observed(self, plan: Plan, events: Iterator[Event]) -> Iterator[Event]:
+        from lorakit.observers import observed
+
+        family = self.shelves.families[plan.settings.family]
+        return observed(events, plan, manager(self.plugins, family))

@@ -1,0 +1,106 @@
+"""In which order pictures are shown: a pure function of the seed, so any point of a run can be found again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lorakit.dataset import Dataset
+from lorakit.settings import PlannedTrain
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """The whole arithmetic of a run, in the units of one another.
+
+    A pass is one picture through the model, a batch several at once, an update one step of the optimizer after
+    `accumulation` batches, an epoch every picture with its repeats once.
+    """
+
+    images: int
+    passes_per_epoch: int
+    batches_per_epoch: int
+    updates_per_epoch: float
+    batches: int
+    updates: int
+    epochs: float
+    passes: int
+    effective_batch: int
+    buckets: tuple[tuple[str, int], ...] = ()
+
+
+def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
+    """Batches in an epoch; pictures of one bucket share batches, and the last of a bucket may be smaller."""
+    return sum(-(-count // batch_size) for count in dataset.buckets().values())
+
+
+def arithmetic(dataset: Dataset, train: PlannedTrain) -> Arithmetic:
+    """The run's arithmetic; `train.updates` and `train.epochs` agree already."""
+    batches = batches_per_epoch(dataset, train.batch_size)
+    total = min(train.updates * train.accumulation, round(train.epochs * batches)) if batches else 0
+    return Arithmetic(
+        images=len(dataset.samples),
+        passes_per_epoch=dataset.passes,
+        batches_per_epoch=batches,
+        updates_per_epoch=batches / train.accumulation,
+        batches=total,
+        updates=train.updates,
+        epochs=train.epochs,
+        passes=_passes(dataset, train.batch_size, total),
+        effective_batch=train.batch_size * train.accumulation,
+        buckets=tuple((str(shape), count) for shape, count in dataset.buckets().items()),
+    )
+
+
+def _passes(dataset: Dataset, batch_size: int, batches: int) -> int:
+    whole, rest = divmod(batches, max(1, batches_per_epoch(dataset, batch_size)))
+    return whole * dataset.passes + min(rest * batch_size, dataset.passes)
+
+
+def epoch(dataset: Dataset, batch_size: int, seed: int, number: int) -> list[tuple[int, ...]]:
+    """The batches of epoch `number`, as indices into the samples: every picture `repeats` times, buckets unmixed."""
+    draw = random.Random(f"order {seed} {number}")
+    buckets: dict[object, list[int]] = {}
+    for position, sample in enumerate(dataset.samples):
+        buckets.setdefault(sample.fit.shape, []).extend([position] * sample.repeats)
+    batches: list[tuple[int, ...]] = []
+    for members in buckets.values():
+        draw.shuffle(members)
+        batches += [tuple(members[start : start + batch_size]) for start in range(0, len(members), batch_size)]
+    draw.shuffle(batches)
+    return batches
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One batch's turn: which samples, and the number of the first of its passes since the run began."""
+
+    samples: tuple[int, ...]
+    first_pass: int
+    epoch: int
+
+
+def turns(dataset: Dataset, train: PlannedTrain, seed: int, start: int = 0) -> Iterator[Sequence[Turn]]:
+    """The batches of every update after update `start`, `accumulation` of them each; the last may have fewer.
+
+    Passes are numbered through the run, so draws that depend on the number do not depend on how passes are batched.
+    """
+    stream = _stream(dataset, train.batch_size, seed, start * train.accumulation)
+    rest = arithmetic(dataset, train).batches - start * train.accumulation
+    while rest > 0:
+        size = min(train.accumulation, rest)
+        yield [next(stream) for _ in range(size)]
+        rest -= size
+
+
+def _stream(dataset: Dataset, batch_size: int, seed: int, skip: int) -> Iterator[Turn]:
+    """Every batch of the run after the first `skip`; endless."""
+    number, offset = divmod(skip, batches_per_epoch(dataset, batch_size))
+    while True:
+        first = number * dataset.passes
+        for position, batch in enumerate(epoch(dataset, batch_size, seed, number)):
+            if position >= offset:
+                yield Turn(batch, first, number)
+            first += len(batch)
+        offset, number = 0, number + 1

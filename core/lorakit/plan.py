@@ -1,0 +1,126 @@
+"""The plan: every decision of a run, who took it and why; frozen, printable, comparable, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lorakit.errors import ConfigError, RunError
+from lorakit.order import Arithmetic
+from lorakit.rules import Choice
+from lorakit.settings import Planned
+
+VERSION = 1  # of the JSON form
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something about a plan that a person should know; an error stops the run, a warning does not."""
+
+    message: str
+    severity: Literal["error", "warning"] = "warning"
+    owner: str = "lorakit"
+
+
+class Plan(BaseModel):
+    """Everything that will happen, decided before any weight is loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = VERSION
+    lorakit: str
+    settings: Planned
+    choices: dict[str, Choice]
+    arithmetic: Arithmetic
+    problems: tuple[Problem, ...] = ()
+    plugins: dict[str, str] = {}
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.settings.output).expanduser() / self.settings.name
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that stop the run."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    def to_json(self) -> str:
+        """The plan as JSON text that `from_json` reads back equal."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: str = "plan.json") -> Plan:
+        """The plan that `to_json` wrote."""
+        try:
+            plan = Plan.model_validate_json(text)
+        except ValueError as error:
+            raise RunError(
+                f"{where} is not a plan that this lorakit reads",
+                why=str(error).splitlines()[0],
+                fix="It was cut short, edited, or written by another version.",
+            ) from error
+        thawed = {name: replace(one, value=_frozen(one.value)) for name, one in plan.choices.items()}
+        return plan.model_copy(update={"choices": thawed})
+
+    def with_settings(self, **sections: Any) -> Plan:
+        """The same plan with some settings replaced; for hosts and tests, past every rule."""
+        return self.model_copy(update={"settings": self.settings.model_copy(update=sections)})
+
+
+def explain(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
+    """Every setting as (name, value, who decided it, why)."""
+    for name, choice in plan.choices.items():
+        yield name, show(choice.value), choice.decided_by, choice.because
+
+
+def diff(one: Plan, other: Plan) -> dict[str, tuple[object, object]]:
+    """The settings in which two plans differ, with both values."""
+    names = {**one.choices, **other.choices}
+    values = {name: (_value(one, name), _value(other, name)) for name in names}
+    return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+
+
+def show(value: object) -> str:
+    """A setting's value as a person reads it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(show(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {show(item)}" for key, item in value.items() if item is not None)
+    return "-" if value is None else str(value)
+
+
+def _frozen(value: object) -> object:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _value(plan: Plan, name: str) -> object:
+    return plan.choices[name].value if name in plan.choices else None
+
+
+def agree(updates: int | None, epochs: float | None, batches: int, accumulation: int) -> tuple[int, float]:
+    """Updates and epochs that mean the same, from one of them; both given must agree to the update.
+
+    An update takes `accumulation` batches; the last one of a run counted in epochs may take fewer.
+    """
+    if not batches:
+        return updates or 0, epochs or 0.0
+    if epochs is not None:
+        meant = max(1, -(-round(epochs * batches) // accumulation))
+        if updates is not None and updates != meant:
+            raise ConfigError(
+                f"train.updates = {updates} and train.epochs = {epochs:g} disagree",
+                why=f"{epochs:g} epochs of {batches} batches are {meant} updates at accumulation {accumulation}",
+                fix="Leave one of them out.",
+            )
+        return meant, epochs
+    assert updates is not None
+    return updates, updates * accumulation / batches

@@ -1,0 +1,292 @@
+"""From a request to a plan: rules settled, defaults filled, arithmetic done, problems found. No torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pluggy
+from pydantic import BaseModel
+
+from lorakit import __version__, checks, hooks
+from lorakit.config import leaves
+from lorakit.dataset import Dataset, index
+from lorakit.errors import ConfigError, ModelError, PluginError
+from lorakit.family import Family, Variant
+from lorakit.order import arithmetic, batches_per_epoch
+from lorakit.plan import Plan, Problem, agree
+from lorakit.plugins import Plugin, call
+from lorakit.registry import Part, Shelves
+from lorakit.request import Request
+from lorakit.rules import Choice, Field, Rule, Scope, Value, Voice, never, settle
+from lorakit.settings import Planned, PlannedData
+
+TOY = "toy"
+
+
+@dataclass
+class Draft:
+    """A plan in the making: nested values, and who decided each."""
+
+    request: Request
+    table: dict[str, Any]
+    choices: dict[str, Choice]
+
+    def fill(self, path: str, value: object, owner: str, because: str) -> None:
+        """Set an undecided setting; one that somebody set stays as it is."""
+        if self.request.value(path) is None:
+            self.put(Choice(path, value, owner, because))
+
+    def put(self, choice: Choice) -> None:
+        """Set a setting to its choice."""
+        *parents, leaf = choice.field.split(".")
+        inner = self.table
+        for parent in parents:
+            inner = inner[parent]
+        inner[leaf] = choice.value
+        self.choices[choice.field] = choice
+
+
+def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pluggy.PluginManager) -> Plan:
+    """The plan of a request; `pm` holds the plugins and the request's family."""
+    family = shelves.families.find(request.settings.family, request.where("family"))
+    draft = Draft(request, request.settings.model_dump(), {})
+    variant = _variant(draft, family)
+    _settle_all(draft, shelves, family, variant, pm)
+    shelves.optimizers.find(request.settings.optimizer.name, request.where("optimizer.name"))
+    _fill_plain(draft, family, variant)
+    data = tuple(PlannedData.model_validate(one) for one in draft.table["data"])
+    dataset = index(data, request.settings.trigger, family.side_multiple)
+    _fill_length(draft, dataset)
+    _fill_previews(draft, family, dataset)
+    _note_the_rest(draft)
+    _check_source(draft.table["model"]["source"], family, request)
+    settings = Planned.model_validate(draft.table)
+    plan = Plan(
+        lorakit=__version__,
+        settings=settings,
+        choices=dict(sorted(draft.choices.items(), key=lambda item: _place(item[0]))),
+        arithmetic=arithmetic(dataset, settings.train),
+        plugins={plugin.name: plugin.version for plugin in plugins},
+    )
+    return plan.model_copy(update={"problems": tuple(_problems(plan, family, dataset, shelves, pm))})
+
+
+def _variant(draft: Draft, family: Family) -> Variant:
+    name = draft.request.settings.variant
+    if name is None:
+        name = family.default_variant
+        draft.fill("variant", name, f"family {family.name}", "the family's usual variant")
+    if name not in family.variants:
+        raise ConfigError(
+            f"{family.name} has no variant '{name}'",
+            where=draft.request.where("variant"),
+            fix=f"Known are {', '.join(family.variants)}.",
+        )
+    return family.variants[name]
+
+
+# -- what rules decide -------------------------------------------------------------------------------------------
+
+
+def _settle_all(draft: Draft, shelves: Shelves, family: Family, variant: Variant, pm: pluggy.PluginManager) -> None:
+    said = _voices(draft.request, family, pm)
+    for field in _fields(family, variant, shelves):
+        _settle_one(draft, field, said)
+    scheduler = shelves.schedulers[draft.table["scheduler"]["name"]]
+    if scheduler.offers:
+        _settle_one(draft, _timesteps(scheduler), said)
+
+
+def _settle_one(draft: Draft, field: Field, voices: Sequence[Voice]) -> None:
+    about = [voice for voice in voices if voice.rule.field == field.name]
+    draft.put(settle(field, about, draft.request.asked(field.name)))
+
+
+def _fields(family: Family, variant: Variant, shelves: Shelves) -> tuple[Field, ...]:
+    known = tuple(shelves.schedulers)
+    return (
+        Field("scheduler.name", "scheduler_rules", known, "flowmatch", "what most families were trained with"),
+        Field("quantization.name", "quantization_rules", tuple(shelves.quantizers), "none", "nothing asks for less"),
+        Field("text_encoder.train", "text_encoder_rules", (False, True), False, "frozen and cached is cheapest"),
+        Field(
+            "text_encoder.template",
+            "text_encoder_rules",
+            variant.templates,
+            variant.templates[0],
+            f"what {family.title} is prompted with",
+        ),
+        Field("sampling.guidance", "sampling_rules", None, 1.0, "no guidance unless somebody asks for it"),
+        Field("sampling.steps", "sampling_rules", None, 28, "enough for most models"),
+    )
+
+
+def _timesteps(scheduler: Part) -> Field:
+    return Field(
+        "scheduler.timesteps",
+        "scheduler_rules",
+        scheduler.offers,
+        scheduler.offers[0] if scheduler.offers else "",
+        f"the usual way with {scheduler.name}",
+    )
+
+
+def _voices(request: Request, family: Family, pm: pluggy.PluginManager) -> list[Voice]:
+    found: list[Voice] = []
+    for hook in hooks.RULE_HOOKS:
+        for answer in call(pm, hook, request=request):
+            scope: Scope = "family" if answer.owner == f"family {family.name}" else "plugin"
+            for rule in answer.value or ():
+                _check_rule(rule, hook, answer.owner)
+                found.append(Voice(rule, answer.owner, scope))
+    if not family.trainable_text_encoder:
+        because = f"{family.title} has no way to train it here"
+        found.append(Voice(never("text_encoder.train", True, because=because), "lorakit", "core"))
+    return found
+
+
+GROUPS = {
+    "scheduler_rules": ("scheduler.name", "scheduler.timesteps"),
+    "quantization_rules": ("quantization.name",),
+    "text_encoder_rules": ("text_encoder.train", "text_encoder.template"),
+    "sampling_rules": ("sampling.guidance", "sampling.steps"),
+}
+"""Which fields each rule hook may speak about."""
+
+
+def _check_rule(rule: object, hook: str, owner: str) -> None:
+    if not isinstance(rule, Rule):
+        raise PluginError(f"{owner} answers {hook} with {rule!r}, which is not a rule", fix="Use only, never, prefer.")
+    if rule.field not in GROUPS[hook]:
+        raise PluginError(
+            f"{owner} has a rule about '{rule.field}' in {hook}",
+            why=f"that hook speaks about {', '.join(GROUPS[hook])}",
+            fix="Name one of these fields, or answer another hook.",
+        )
+
+
+# -- what defaults decide ----------------------------------------------------------------------------------------
+
+
+def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
+    settings, owner = draft.request.settings, f"family {family.name}"
+    draft.fill("model.source", variant.source, owner, "the variant's published repository")
+    draft.fill("lora.alpha", float(settings.lora.rank), "lorakit", "equal to the rank: scale 1")
+    draft.fill("lora.targets", family.lora_targets, owner, "the family's usual targets")
+    draft.fill("train.resolution", variant.resolution, owner, "the variant's native resolution")
+    default = settings.trigger or f"{family.name}-{draft.table['variant']}"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-._") or family.name
+    draft.fill("name", name[:100], "lorakit", "the trigger" if settings.trigger else "family and variant")
+    resolution = draft.table["train"]["resolution"]
+    draft.table["data"] = tuple(
+        {**one, "resolution": resolution if one["resolution"] is None else one["resolution"]}
+        for one in draft.table["data"]
+    )
+
+
+def _fill_length(draft: Draft, dataset: Dataset) -> None:
+    """Updates and epochs that agree; of two that different parties set, the user's counts."""
+    request, train = draft.request, draft.request.settings.train
+    updates, epochs = train.updates, train.epochs
+    origins = {name: request.origins.get(f"train.{name}") for name in ("updates", "epochs")}
+    by = {name: origin.by for name, origin in origins.items() if origin}
+    if by.get("updates") == "user" and by.get("epochs") == "preset":
+        epochs = None
+    if by.get("epochs") == "user" and by.get("updates") == "preset":
+        updates = None
+    why = "from the other, by the run's arithmetic"
+    if updates is None and epochs is None:
+        epochs, why = 10.0, "neither updates nor epochs are set"
+    batches = batches_per_epoch(dataset, train.batch_size)
+    agreed, meant = agree(updates, epochs, batches, train.accumulation)
+    for name, given, value in (("updates", updates, agreed), ("epochs", epochs, meant)):
+        origin = origins[name] if given is not None else None
+        if origin:
+            draft.put(Choice(f"train.{name}", value, origin.where, f"asked for by the {origin.by}"))
+        else:
+            draft.put(Choice(f"train.{name}", value, "lorakit", why))
+
+
+def _fill_previews(draft: Draft, family: Family, dataset: Dataset) -> None:
+    captions = list(dict.fromkeys(sample.caption for sample in dataset.samples if sample.caption))
+    prompts = tuple(captions[:2]) or ((draft.request.settings.trigger,) if draft.request.settings.trigger else ())
+    draft.fill("sampling.prompts", prompts, "lorakit", "the first captions")
+    side = draft.table["train"]["resolution"] // family.side_multiple * family.side_multiple
+    for name in ("width", "height"):
+        draft.fill(f"sampling.{name}", max(side, family.side_multiple), "lorakit", "the training resolution")
+
+
+def _note_the_rest(draft: Draft) -> None:
+    """A choice for every setting that nobody had to decide: asked for, or the default of its field."""
+    for path, value in leaves(draft.table):
+        if path not in draft.choices:
+            origin = draft.request.origins.get(path)
+            where, why = (origin.where, f"asked for by the {origin.by}") if origin else ("lorakit", "default")
+            draft.choices[path] = Choice(path, _plain(value), where, why)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+def _place(path: str) -> tuple[int, int, str]:
+    """Where a setting stands in the plan: top settings first, then sections in their written order."""
+    names = list(Planned.model_fields)
+    section, _, leaf = path.partition(".")
+    inner = Planned.model_fields[section].annotation
+    fields = list(inner.model_fields) if leaf and isinstance(inner, type) and issubclass(inner, BaseModel) else []
+    return names.index(section), fields.index(leaf) if leaf in fields else 0, path
+
+
+# -- what can be wrong -------------------------------------------------------------------------------------------
+
+
+def _check_source(source: Value, family: Family, request: Request) -> None:
+    """A local folder must hold every component; a hub name is checked when it is loaded."""
+    assert isinstance(source, str)
+    if source == TOY:
+        return
+    folder = Path(source).expanduser()
+    where = request.where("model.source")
+    if not folder.exists():
+        if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+            raise ModelError(
+                f"there is no model folder {source}",
+                where=where,
+                fix="Name a folder, a hub repository like owner/name, or toy.",
+            )
+        return
+    missing = [name for name in family.components if not (folder / name).is_dir()]
+    if missing:
+        raise ModelError(
+            f"the model folder {source} lacks {', '.join(missing)}",
+            where=where,
+            why=f"{family.title} needs the sub-folders {', '.join(family.components)}",
+            fix="Download the whole repository in diffusers layout.",
+        )
+
+
+def _problems(
+    plan: Plan, family: Family, dataset: Dataset, shelves: Shelves, pm: pluggy.PluginManager
+) -> Iterable[Problem]:
+    yield from (Problem(note) for note in dataset.notes)
+    yield from checks.core(plan, family)
+    settings = plan.settings
+    parts = (
+        shelves.schedulers[settings.scheduler.name],
+        shelves.quantizers[settings.quantization.name],
+        shelves.optimizers[settings.optimizer.name],
+    )
+    for part in parts:
+        absent = [name for name in part.requires if importlib.util.find_spec(name) is None]
+        if absent:
+            yield Problem(f"{part.name} needs {', '.join(absent)}: pip install {' '.join(absent)}", "error")
+    for answer in call(pm, "check_plan", plan=plan):
+        for problem in answer.value or ():
+            if not isinstance(problem, Problem):
+                raise PluginError(f"{answer.owner} answers check_plan with {problem!r}, which is not a Problem")
+            yield Problem(problem.message, problem.severity, answer.owner)

@@ -1,0 +1,276 @@
+"""Every setting of a run, with its type, range and one sentence on what it does.
+
+`Settings` is what a person writes: None means undecided. `Planned` is the same with everything decided.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Target = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Every = Annotated[int, Field(ge=0)] | Literal["epoch"]
+
+
+class Section(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class Model(Section):
+    """Which weights to teach."""
+
+    source: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Hub repository, local model folder, or `toy` for the family's small built-in model. "
+        "Default: the variant's published repository.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where to train; `auto` takes a GPU where there is one."
+    )
+
+
+class Data(Section):
+    """One folder of pictures."""
+
+    folder: Annotated[str, Field(min_length=1)] = Field(
+        description="Folder of pictures; `40_name` folders, or sub-folders so named, are shown 40 times per epoch."
+    )
+    repeats: int | None = Field(
+        None, ge=1, le=100_000, description="Times that each picture is shown per epoch, over the folder's own name."
+    )
+    captions: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")] = Field(
+        "txt", description="Extension of the caption files beside the pictures, or `none` for the trigger alone."
+    )
+    resolution: int | None = Field(
+        None, ge=16, le=8192, description="Side in pixels of a square of the training area; default train.resolution."
+    )
+
+
+class Lora(Section):
+    """The adapter."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Inner dimension of the adapter.")
+    alpha: float | None = Field(
+        None, gt=0, le=4096, description="The adapter's effect is scaled by alpha / rank. Default: the rank."
+    )
+    targets: tuple[Target, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Names of the linear layers to adapt, as they end inside a block (`attn.to_q`). "
+        "Default: the family's.",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of the adapter's inputs that are dropped.")
+
+
+class Optimizer(Section):
+    """How gradients become updates."""
+
+    name: str = Field("adamw", description="Optimizer, by its registered name.")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
+    weight_decay: float = Field(1e-4, ge=0, lt=1, description="Decoupled weight decay.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="Decay rates of the two moments."
+    )
+    epsilon: float = Field(1e-8, gt=0, lt=1, description="Added to the root of the second moment.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Course of the learning rate after warm-up; linear and cosine end at 0."
+    )
+    warmup: int = Field(0, ge=0, description="Updates over which the learning rate rises from 0.")
+
+
+class Train(Section):
+    """How long, how many at once, and in which precision."""
+
+    updates: int | None = Field(None, ge=1, description="Optimizer updates. Give this or epochs.")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        le=100_000,
+        description="Times that every picture, with its repeats, is shown. Give this or updates.",
+    )
+    resolution: int | None = Field(
+        None, ge=16, le=8192, description="Side in pixels of a square of the training area. Default: the variant's."
+    )
+    batch_size: int = Field(1, ge=1, le=4096, description="Pictures per pass through the model.")
+    accumulation: int = Field(1, ge=1, le=4096, description="Passes whose gradients are averaged into one update.")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Number format of the frozen base and its activations; adapter weights are always fp32."
+    )
+    caption_dropout: float = Field(
+        0.05, ge=0, le=1, description="Share of passes that see the empty caption instead of the picture's own."
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients longer than this are shortened to it; 0 never.")
+    gradient_checkpointing: bool = Field(
+        True, description="Recompute activations in the backward pass instead of keeping them: slower, far less memory."
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="Decay of a running average of the adapter, which is then what is saved; 0 is off."
+    )
+
+
+class Scheduler(Section):
+    """The training objective and how noise levels are drawn."""
+
+    name: str | None = Field(None, description="Training objective, by its registered name.")
+    timesteps: str | None = Field(None, description="How noise levels are drawn: one of the objective's ways.")
+    mean: float | None = Field(None, ge=-10, le=10, description="Mean of logit-normal levels (only with it).")
+    std: float | None = Field(None, gt=0, le=10, description="Spread of logit-normal levels (only with it).")
+    shift: float | None = Field(
+        None, gt=0, le=100, description="Factor of shifted levels (only with `shift`). Default: the family's formula."
+    )
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> Scheduler:
+        if self.timesteps is not None:
+            if self.timesteps != "logit-normal" and (self.mean is not None or self.std is not None):
+                raise ValueError(f"mean and std have no effect with timesteps = '{self.timesteps}'; leave them out")
+            if self.timesteps != "shift" and self.shift is not None:
+                raise ValueError(f"shift has no effect with timesteps = '{self.timesteps}'; leave it out")
+        return self
+
+
+class Quantization(Section):
+    """How the frozen base is held."""
+
+    name: str | None = Field(None, description="Quantizer, by its registered name; `none` keeps full precision.")
+
+
+class TextEncoder(Section):
+    """What happens to the text encoder."""
+
+    train: bool | None = Field(None, description="Teach the text encoder too, where the family allows it.")
+    template: str | None = Field(None, description="Prompt template, one of the variant's.")
+
+
+class Sampling(Section):
+    """Previews drawn during training."""
+
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        None, max_length=64, description="What to draw. Default: the first two captions."
+    )
+    negative: str = Field(" ", description="What true guidance moves away from.")
+    guidance: float | None = Field(None, ge=0, le=100, description="Guidance strength; 1 is none.")
+    steps: int | None = Field(None, ge=2, le=1000, description="Sampling steps.")
+    width: int | None = Field(None, ge=16, le=8192, description="Width in pixels. Default: the training resolution.")
+    height: int | None = Field(None, ge=16, le=8192, description="Height in pixels. Default: the training resolution.")
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the previews' noise.")
+    every: Every = Field("epoch", description="Draw every so many updates, or each `epoch`; 0 is never.")
+    strengths: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(
+        (0.0, 0.5, 1.0), max_length=8, description="Strengths drawn side by side when training ends."
+    )
+
+
+class Save(Section):
+    """Checkpoints and the file."""
+
+    every: Every = Field("epoch", description="Keep a checkpoint every so many updates, or each `epoch`; 0 is never.")
+    keep: int = Field(10, ge=1, le=10_000, description="Checkpoints kept; the oldest go first.")
+    dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="Number format of the exported file.")
+    metadata: Literal["full", "minimal", "none"] = Field(
+        "full", description="What the file says of its making; `full` includes folder names and caption statistics."
+    )
+
+
+class Settings(Section):
+    """A run as a person writes it: TOML, a preset, and `--set`, merged."""
+
+    family: Annotated[str, Field(min_length=1)] = Field(description="Model family, by its registered name.")
+    variant: str | None = Field(None, description="Published model of the family. Default: the family's.")
+    preset: str | None = Field(
+        None, description="Preset to start from, `character` or `qwen/character`; `none` for no preset."
+    )
+    name: Name | None = Field(None, description="Name of the run and its file. Default: the trigger, or the family.")
+    trigger: Annotated[str, Field(max_length=200)] = Field(
+        "", description="Word that calls what is taught; put before captions that lack it."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every draw in training.")
+    output: Annotated[str, Field(min_length=1)] = Field("runs", description="Folder that the run's folder is made in.")
+    model: Model = Model()
+    data: tuple[Data, ...] = ()
+    lora: Lora = Lora()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    scheduler: Scheduler = Scheduler()
+    quantization: Quantization = Quantization()
+    text_encoder: TextEncoder = TextEncoder()
+    sampling: Sampling = Sampling()
+    save: Save = Save()
+
+
+# -- the same, decided -------------------------------------------------------------------------------------------
+
+
+class PlannedModel(Model):
+    """Model settings, decided."""
+
+    source: str
+
+
+class PlannedData(Data):
+    """A folder, decided; `repeats` may still differ by sub-folder and stays None where folder names decide."""
+
+    resolution: int
+
+
+class PlannedLora(Lora):
+    """Adapter settings, decided."""
+
+    alpha: float
+    targets: tuple[str, ...]
+
+
+class PlannedTrain(Train):
+    """Training settings, decided."""
+
+    updates: int
+    epochs: float
+    resolution: int
+
+
+class PlannedScheduler(Scheduler):
+    """Objective, decided."""
+
+    name: str
+    timesteps: str
+
+
+class PlannedQuantization(Quantization):
+    """Quantizer, decided."""
+
+    name: str
+
+
+class PlannedTextEncoder(TextEncoder):
+    """Text encoder policy, decided."""
+
+    train: bool
+    template: str
+
+
+class PlannedSampling(Sampling):
+    """Previews, decided."""
+
+    prompts: tuple[str, ...]
+    guidance: float
+    steps: int
+    width: int
+    height: int
+
+
+class Planned(Settings):
+    """Every setting of a run, decided."""
+
+    variant: str
+    name: str
+    model: PlannedModel
+    data: tuple[PlannedData, ...]
+    lora: PlannedLora
+    train: PlannedTrain
+    scheduler: PlannedScheduler
+    quantization: PlannedQuantization
+    text_encoder: PlannedTextEncoder
+    sampling: PlannedSampling
