@@ -80,9 +80,9 @@ def build(layers: Sequence[Layer]) -> Request:
         _check_keys(layer.table, Settings, layer.where)
         _merge(merged, layer.table, origins, Origin(layer.by, layer.where))
     try:
-        settings = Settings.model_validate(merged)
+        settings = Settings.model_validate_json(json.dumps(merged, default=str), strict=True)  # 16, not "16" or true
     except ValidationError as error:
-        raise _explain(error, origins) from None
+        raise explain(error, origins) from None
     return Request(settings, origins)
 
 
@@ -118,7 +118,7 @@ def _preset(
     full = name if "/" in name else f"{family}/{name}"
     where = next((layer.where for layer in reversed(layers) if "preset" in layer.table), "")
     table = read_toml(presets.find(full, where))
-    owner = table.get("family", family)
+    owner = table.get("family", full.partition("/")[0])
     if owner != family:
         raise ConfigError(
             f"the preset {full} is for the family '{owner}', not '{family}'",
@@ -144,7 +144,7 @@ def _check_keys(table: Mapping[str, Any], model: type[BaseModel], where: str, pr
     for key, value in table.items():
         path = f"{prefix}{key}"
         if key not in model.model_fields:
-            near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5) or _elsewhere(key)
+            near = _elsewhere(key) or difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}? " if near else ""
             raise ConfigError(
                 f"there is no setting '{path}'",
@@ -152,15 +152,15 @@ def _check_keys(table: Mapping[str, Any], model: type[BaseModel], where: str, pr
                 fix=f"{hint}Known here: {', '.join(model.model_fields)}.",
             )
         inner = _inner(model, key)
-        items = value if isinstance(value, list) else [value]
+        items = value if isinstance(value, (list, tuple)) else [value]
         if inner is None:
             if isinstance(value, Mapping):
                 raise ConfigError(f"'{path}' is a value, not a section", where=where)
             continue
+        form = "[[data]]" if key == "data" else f"[{path}]"
         if not all(isinstance(item, Mapping) for item in items):
-            raise ConfigError(f"'{path}' is a section, not a value", where=where, fix=f"Write [{path}].")
-        if (key == "data") != isinstance(value, list):
-            form = "[[data]]" if key == "data" else f"[{path}]"
+            raise ConfigError(f"'{path}' is a section, not a value", where=where, fix=f"Write {form}.")
+        if (key == "data") != isinstance(value, (list, tuple)):
             raise ConfigError(f"'{path}' is written in the wrong form", where=where, fix=f"Write {form}.")
         for item in items:
             _check_keys(item, inner, where, f"{path}.")
@@ -212,14 +212,20 @@ ALIASES = {
 """Names that other trainers give to a setting, to suggest ours."""
 
 
-def _explain(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigError:
-    first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
-    path = ".".join(location)
+def explain(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigError:
+    """The first setting that pydantic refuses, with everything that it could have been."""
+    found: dict[str, list[Any]] = {}
+    for one in error.errors(include_url=False):
+        location = [str(part) for part in one["loc"]]
+        path = ".".join(part for part in location if not part.startswith(("function-", "constrained-", "literal[")))
+        found.setdefault(path, []).append(one)
+    path, refusals = next(iter(found.items()))
     origin = _origin(path, origins)
-    more = error.error_count() - 1
-    shown = "" if isinstance(first["input"], dict) else f", but is {first['input']!r}"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    more = len(found) - 1
+    given = refusals[0]["input"]
+    shown = "" if isinstance(given, dict) else f", but is {given!r}"
+    reasons = (one["msg"].removeprefix("Value error, ").removeprefix("Input ") for one in refusals)
+    message = " or ".join(dict.fromkeys(reasons))
     return ConfigError(
         f"{path}: {message[:1].lower()}{message[1:]}{shown}",
         where=origin.where if origin else "",

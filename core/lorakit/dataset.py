@@ -63,6 +63,7 @@ def index(data: Sequence[PlannedData], trigger: str, side_multiple: int) -> Data
     samples: list[Sample] = []
     uncaptioned: list[Path] = []
     unreadable: list[str] = []
+    small = 0
     for folder in (one for entry in data for one in _folders(entry)):
         for path in _pictures(folder.path):
             size = _size(path, unreadable)
@@ -70,13 +71,14 @@ def index(data: Sequence[PlannedData], trigger: str, side_multiple: int) -> Data
                 continue
             caption = _caption(path, folder.data, trigger, uncaptioned)
             brought = fit(size, folder.data.resolution, side_multiple)
+            small += size.width * size.height < (folder.data.resolution - side_multiple) ** 2
             samples.append(Sample(path, caption, size, brought, folder.repeats, folder.path.name))
     if unreadable:
         raise DataError(
             f"{_count(len(unreadable), 'picture')} cannot be used: {_some(unreadable)}",
             fix="Mend, replace or remove them; nothing was started.",
         )
-    notes = _caption_notes(uncaptioned, trigger, len(samples))
+    notes = (*_caption_notes(uncaptioned, trigger, len(samples)), *_size_notes(samples, small))
     _check_paths_are_distinct(samples)
     return Dataset(tuple(samples), notes)
 
@@ -148,7 +150,10 @@ def _large_enough(path: Path, size: Shape, side_multiple: int, unreadable: list[
 
 def _caption(path: Path, data: PlannedData, trigger: str, uncaptioned: list[Path]) -> str:
     text = ""
-    if data.captions != "none":
+    if data.captions == "none":
+        if not trigger:
+            uncaptioned.append(path)
+    else:
         file = path.with_suffix(f".{data.captions}")
         try:
             text = file.read_text(encoding="utf-8-sig")
@@ -182,6 +187,13 @@ def _caption_notes(uncaptioned: list[Path], trigger: str, total: int) -> tuple[s
             fix="Write a text file of the same name beside each, or name a trigger word (--trigger) to stand alone.",
         )
     return (f"{missing} of {total} have no caption; the trigger '{trigger}' stands alone for them",)
+
+
+def _size_notes(samples: Sequence[Sample], small: int) -> tuple[str, ...]:
+    if not small:
+        return ()
+    which = _count(small, "picture")
+    return (f"{which} of {len(samples)} are smaller than the training resolution; they are taught at their own size",)
 
 
 def _check_paths_are_distinct(samples: Iterable[Sample]) -> None:

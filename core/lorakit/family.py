@@ -20,7 +20,8 @@ class Variant:
 
     `source` is its hub repository; `resolution` its native side in pixels (of a square of the same area);
     `architecture` what the exported file says of itself (`modelspec.architecture`); `templates` are the prompt
-    templates that it understands, the usual one first; `pipeline` names the diffusers class that draws with it.
+    templates that it understands, the usual one first; `pipeline` names the diffusers class that draws with it;
+    `components` are sub-folders of its repository, over the family's, that its text depends on.
     """
 
     source: str
@@ -28,6 +29,7 @@ class Variant:
     architecture: str
     resolution: int = 1024
     templates: tuple[str, ...] = ("plain",)
+    components: tuple[str, ...] = ()
     summary: str = ""
 
 

@@ -40,27 +40,27 @@ def register_commands(cli: click.Group) -> None:
 
 
 @hookspec
-def scheduler_rules(request: Request) -> Iterable[Rule] | None:  # type: ignore[empty-body]
+def scheduler_rules(request: Request) -> Iterable[Rule] | None:
     """Rules about `scheduler.name` and `scheduler.timesteps`."""
 
 
 @hookspec
-def quantization_rules(request: Request) -> Iterable[Rule] | None:  # type: ignore[empty-body]
+def quantization_rules(request: Request) -> Iterable[Rule] | None:
     """Rules about `quantization.name`."""
 
 
 @hookspec
-def text_encoder_rules(request: Request) -> Iterable[Rule] | None:  # type: ignore[empty-body]
+def text_encoder_rules(request: Request) -> Iterable[Rule] | None:
     """Rules about `text_encoder.train` and `text_encoder.template`."""
 
 
 @hookspec
-def sampling_rules(request: Request) -> Iterable[Rule] | None:  # type: ignore[empty-body]
+def sampling_rules(request: Request) -> Iterable[Rule] | None:
     """Rules about `sampling.guidance` and `sampling.steps`."""
 
 
 @hookspec
-def check_plan(plan: Plan) -> Iterable[Problem] | None:  # type: ignore[empty-body]
+def check_plan(plan: Plan) -> Iterable[Problem] | None:
     """Problems of the whole plan; one of severity error stops the run before any weight is loaded."""
 
 

@@ -6,20 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit import config, planner
 from lorakit import plugins as finding
-from lorakit.config import Layer
 from lorakit.control import Control
 from lorakit.errors import ConfigError
-from lorakit.plan import Plan
 from lorakit.plugins import Plugin, call, manager
 from lorakit.registry import Shelves
-from lorakit.request import Request
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the configuration models are imported by the methods that need them
     import click
 
+    from lorakit.config import Layer
     from lorakit.events import Event
+    from lorakit.plan import Plan
+    from lorakit.request import Request
 
 
 class Kit:
@@ -45,12 +44,18 @@ class Kit:
 
     def request(self, *layers: Layer | Mapping[str, Any]) -> Request:
         """What the layers ask for together with their preset; a plain mapping is what the user asks for."""
+        from lorakit import config
+        from lorakit.config import Layer
+
         made = [layer if isinstance(layer, Layer) else Layer(layer, "the call") for layer in layers]
         defaults = {name: family.default_preset for name, family in self.shelves.families.items()}
         return config.load(made, self.shelves.presets, defaults)
 
     def plan(self, request: Request | Mapping[str, Any]) -> Plan:
         """The plan of a request; its `problems` may hold errors, which `train` refuses."""
+        from lorakit import planner
+        from lorakit.request import Request
+
         asked = request if isinstance(request, Request) else self.request(request)
         family = self.shelves.families.find(asked.settings.family, asked.where("family"))
         return planner.decide(asked, self.shelves, self.plugins, manager(self.plugins, family))
@@ -73,8 +78,8 @@ class Kit:
 
     def commands(self, group: click.Group) -> None:
         """Let every plugin add its commands to `group`."""
-        for answer in call(manager(self.plugins), "register_commands", cli=group):
-            assert answer.value is None
+        for _ in call(manager(self.plugins), "register_commands", cli=group):
+            pass
 
     def _observed(self, plan: Plan, events: Iterator[Event]) -> Iterator[Event]:
         from lorakit.observers import observed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -72,38 +71,8 @@ class Plan(BaseModel):
         return self.model_copy(update={"settings": self.settings.model_copy(update=sections)})
 
 
-def explain(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
-    """Every setting as (name, value, who decided it, why)."""
-    for name, choice in plan.choices.items():
-        yield name, show(choice.value), choice.decided_by, choice.because
-
-
-def diff(one: Plan, other: Plan) -> dict[str, tuple[object, object]]:
-    """The settings in which two plans differ, with both values."""
-    names = {**one.choices, **other.choices}
-    values = {name: (_value(one, name), _value(other, name)) for name in names}
-    return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
-
-
-def show(value: object) -> str:
-    """A setting's value as a person reads it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(show(item) for item in value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {show(item)}" for key, item in value.items() if item is not None)
-    return "-" if value is None else str(value)
-
-
 def _frozen(value: object) -> object:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-
-def _value(plan: Plan, name: str) -> object:
-    return plan.choices[name].value if name in plan.choices else None
 
 
 def agree(updates: int | None, epochs: float | None, batches: int, accumulation: int) -> tuple[int, float]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pluggy
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from lorakit import __version__, checks, hooks
-from lorakit.config import leaves
+from lorakit.config import explain, leaves
 from lorakit.dataset import Dataset, index
 from lorakit.errors import ConfigError, ModelError, PluginError
 from lorakit.family import Family, Variant
@@ -64,8 +64,8 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _fill_length(draft, dataset)
     _fill_previews(draft, family, dataset)
     _note_the_rest(draft)
-    _check_source(draft.table["model"]["source"], family, request)
-    settings = Planned.model_validate(draft.table)
+    _check_source(draft.table["model"]["source"], family, variant, request)
+    settings = _planned(draft)
     plan = Plan(
         lorakit=__version__,
         settings=settings,
@@ -74,6 +74,18 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
         plugins={plugin.name: plugin.version for plugin in plugins},
     )
     return plan.model_copy(update={"problems": tuple(_problems(plan, family, dataset, shelves, pm))})
+
+
+def _planned(draft: Draft) -> Planned:
+    """The decided settings; a plugin may have wished for what no setting can be, or two settings may be at odds."""
+    try:
+        return Planned.model_validate(draft.table)
+    except ValidationError as error:
+        path = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
+        refusal, choice = explain(error, draft.request.origins), draft.choices.get(path)
+        if choice is None or path in draft.request.origins:
+            raise refusal from None
+        raise PluginError(refusal.what, why=f"{choice.decided_by} chose it, because {choice.because}") from None
 
 
 def _variant(draft: Draft, family: Family) -> Variant:
@@ -183,9 +195,18 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
     draft.fill("name", name[:100], "lorakit", "the trigger" if settings.trigger else "family and variant")
     resolution = draft.table["train"]["resolution"]
     draft.table["data"] = tuple(
-        {**one, "resolution": resolution if one["resolution"] is None else one["resolution"]}
+        {
+            **one,
+            "folder": _absolute(one["folder"]),
+            "resolution": resolution if one["resolution"] is None else one["resolution"],
+        }
         for one in draft.table["data"]
     )
+
+
+def _absolute(folder: str) -> str:
+    """The folder as it is called from anywhere, so that a run can be resumed from anywhere."""
+    return str(Path(folder).expanduser().absolute())
 
 
 def _fill_length(draft: Draft, dataset: Dataset) -> None:
@@ -245,7 +266,7 @@ def _place(path: str) -> tuple[int, int, str]:
 # -- what can be wrong -------------------------------------------------------------------------------------------
 
 
-def _check_source(source: Value, family: Family, request: Request) -> None:
+def _check_source(source: Value, family: Family, variant: Variant, request: Request) -> None:
     """A local folder must hold every component; a hub name is checked when it is loaded."""
     assert isinstance(source, str)
     if source == TOY:
@@ -260,12 +281,13 @@ def _check_source(source: Value, family: Family, request: Request) -> None:
                 fix="Name a folder, a hub repository like owner/name, or toy.",
             )
         return
-    missing = [name for name in family.components if not (folder / name).is_dir()]
+    needed = (*family.components, *variant.components)
+    missing = [name for name in needed if not (folder / name).is_dir()]
     if missing:
         raise ModelError(
             f"the model folder {source} lacks {', '.join(missing)}",
             where=where,
-            why=f"{family.title} needs the sub-folders {', '.join(family.components)}",
+            why=f"{family.title} needs the sub-folders {', '.join(needed)}",
             fix="Download the whole repository in diffusers layout.",
         )
 

@@ -105,6 +105,8 @@ def manager(plugins: Sequence[Plugin], family: Family | None = None) -> pluggy.P
     if family is not None:
         parties.append((f"family {family.name}", family))
     for name, module in parties:
+        if made.has_plugin(name):
+            raise _invalid(name, "another plugin has that name already")
         try:
             made.register(module, name=name)
         except (ValueError, pluggy.PluginValidationError) as error:

@@ -187,7 +187,7 @@ def _wish(field: Field, voices: Sequence[Voice], allowed: tuple[Value, ...] | No
             and not _within(voice.rule.values[0], banned)
             and (allowed is None or _within(voice.rule.values[0], allowed))
         ]
-        distinct = {(type(voice.rule.values[0]).__name__, voice.rule.values[0]) for voice in wishes}
+        distinct = {(isinstance(voice.rule.values[0], bool), voice.rule.values[0]) for voice in wishes}
         if len(distinct) > 1:
             raise ConflictError(
                 f"two plugins wish for different values of {field.name}",
@@ -201,7 +201,7 @@ def _wish(field: Field, voices: Sequence[Voice], allowed: tuple[Value, ...] | No
         raise ConflictError(
             f"the rules exclude the default of {field.name}, {_show(field.default)}, and nobody wishes for another",
             why=_reasons(voices),
-            fix=f"Choose one of {_list(allowed or ())}: --set {field.name}=VALUE.",
+            fix=f"Choose {f'one of {_list(allowed)}' if allowed else 'another'}: --set {field.name}=VALUE.",
         )
     return Choice(field.name, field.default, "lorakit", field.because, said)
 

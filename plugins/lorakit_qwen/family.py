@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lorakit import Family, FlowShift, Plan, Request, Rule, Variant, hookimpl, never, only, prefer
+from lorakit import Family, FlowShift, Rule, Variant, hookimpl, never, only, prefer
 
 if TYPE_CHECKING:
+    from lorakit import Plan, Request
     from lorakit.engine.parts import Source
     from lorakit_qwen.model import QwenDenoiser, QwenImageCoder, QwenTextEncoder
 
@@ -34,6 +36,7 @@ class Qwen(Family):
             pipeline="QwenImageEditPlusPipeline",
             architecture="Qwen-Image-Edit-Plus/lora",
             templates=("edit", "text-to-image"),
+            components=("processor",),
             summary="editing model, taught here without reference pictures",
         ),
     }
@@ -107,3 +110,8 @@ class Qwen(Family):
     def toy(self, folder: Path, variant: str) -> None:
         """A trained 64-pixel toy of the real classes, shipped with the plugin (made by tests/toys/train_qwen.py)."""
         shutil.copytree(TOY, folder, dirs_exist_ok=True)
+        about = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        about["_class_name"] = self.variants[variant].pipeline
+        if variant != "image":
+            about["processor"] = ["transformers", "Qwen2VLProcessor"]
+        (folder / "model_index.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-from lorakit.engine.parts import Batch, Source, Text
-from lorakit.plan import Plan
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+from lorakit.engine.parts import Batch, Source, Text
+from lorakit.plan import Plan
+from lorakit_qwen.processor import load_processor
 
 # diffusers' prompt templates, and the tokens of their system part that are dropped after encoding
 # (QwenImagePipeline and QwenImageEditPlusPipeline: prompt_template_encode, prompt_template_encode_start_idx).
@@ -36,12 +38,13 @@ class QwenTextEncoder:
 
     def __init__(self, plan: Plan, source: Source) -> None:
         self._template, self._dropped = TEMPLATES[plan.settings.text_encoder.template]
-        self._tokenizer = source.load(Qwen2Tokenizer, "tokenizer")
+        edits = plan.settings.text_encoder.template == "edit"
+        self._tokens = load_processor(source).tokenizer if edits else source.load(Qwen2Tokenizer, "tokenizer")
         self.module: nn.Module = source.load(Qwen2_5_VLForConditionalGeneration, "text_encoder")
 
     def encode(self, captions: Sequence[str]) -> list[Text]:
         """Each caption's tokens after the template's system part, (1, L, D) each."""
-        tokens = self._tokenizer(
+        tokens = self._tokens(
             [self._template.format(caption) for caption in captions],
             max_length=LONGEST + self._dropped,
             padding=True,
@@ -72,7 +75,8 @@ class QwenImageCoder:
         """(B, 3, H, W) to (B, 16, H / 8, W / 8)."""
         latents = self._vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0]
         mean, std = self._statistics(latents)
-        return (latents - mean) / std
+        scaled: Tensor = (latents - mean) / std
+        return scaled
 
     def decode(self, latents: Tensor) -> Tensor:
         """The reverse."""
@@ -95,7 +99,7 @@ class QwenDenoiser:
 
     def __init__(self, source: Source) -> None:
         self.module: nn.Module = source.load(QwenImageTransformer2DModel, self.component)
-        self.blocks: Sequence[nn.Module] = self.module.transformer_blocks  # type: ignore[assignment]
+        self.blocks: Sequence[nn.Module] = self.module.transformer_blocks
 
     def predict(self, noisy: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """The velocity at noise levels t in (0, 1]."""
@@ -126,5 +130,5 @@ def pack(latents: Tensor) -> Tensor:
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """The reverse, for latents of `height` by `width`."""
-    grid = tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2))
+    grid = tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2)
     return nn.functional.pixel_shuffle(grid, 2)

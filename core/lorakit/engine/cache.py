@@ -5,12 +5,13 @@ A changed input has another name, so nothing stale is ever served; an unchanged 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -26,10 +27,8 @@ class FileHashes:
         self._path = path
         self._known: dict[str, list[Any]] = {}
         self._changed = False
-        try:
+        with contextlib.suppress(OSError, ValueError):  # the first run, or a torn file: everything is hashed again
             self._known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            pass  # the first run, or a torn file: everything is hashed again
 
     def of(self, path: Path) -> str:
         """The hexadecimal digest of the file's bytes."""
@@ -39,7 +38,7 @@ class FileHashes:
         if known and known[0] == stamp:
             return str(known[1])
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest() if _HAS_FILE_DIGEST else _digest(file)
+            digest = _digest(file)
         self._known[str(path.absolute())] = [stamp, digest]
         self._changed = True
         return digest
@@ -61,10 +60,7 @@ class FileHashes:
             self._changed = False
 
 
-_HAS_FILE_DIGEST = hasattr(hashlib, "file_digest")  # Python 3.11
-
-
-def _digest(file: Any) -> str:
+def _digest(file: BinaryIO) -> str:
     made = hashlib.sha256()
     while chunk := file.read(1 << 20):
         made.update(chunk)

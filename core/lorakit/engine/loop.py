@@ -52,6 +52,7 @@ class Trainer:
         self.scheduler, self.optimizer = scheduler, optimizer
         self.average = adapter.flat.detach().clone() if plan.settings.train.ema else None
         self.updates = 0
+        self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
         self._patch, self._dtype, self._device = patch, dtype, adapter.flat.device
 
     def update(self, turns: Sequence[Turn], samples: Samples, empty: Text | None) -> Step:
@@ -72,9 +73,11 @@ class Trainer:
         rate = learning_rate(self.plan.settings.optimizer, self.updates + 1, self.plan.settings.train.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.stepping = True
         self.optimizer.step()
         self.updates += 1
         self._follow()
+        self.stepping = False
         return Step(float(losses), float(norm), rate)
 
     def loss(self, turn: Turn, samples: Samples, empty: Text | None) -> Tensor:
@@ -135,7 +138,7 @@ class Trainer:
 def recompute(blocks: Sequence[nn.Module], keeps_random_state: bool) -> None:
     """Make every block forget its activations and compute them again in the backward pass."""
     for block in blocks:
-        block.forward = partial(_recomputed, block.forward, keeps_random_state)  # type: ignore[method-assign]
+        block.forward = partial(_recomputed, block.forward, keeps_random_state)
 
 
 def _recomputed(forward: Callable[..., Any], keeps_random_state: bool, *args: Any, **kwargs: Any) -> Any:

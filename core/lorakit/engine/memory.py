@@ -16,8 +16,8 @@ def device_for(name: str) -> torch.device:
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)
-    usable = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if not usable[name]():
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not usable[name]:
         raise ConfigError(
             f"model.device = '{name}', and torch finds no such device",
             fix="Check the driver and the torch build, or use auto.",

@@ -32,7 +32,7 @@ TEXTS_AT_ONCE = 16
 PICTURES_AHEAD = 4
 
 
-class StopAsked(Exception):
+class StopAsked(Exception):  # noqa: N818  (no error: what was asked for)
     """Somebody asked the run to stop; what was done is kept."""
 
 
@@ -80,8 +80,9 @@ class TextStore:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        folders = [context.source.folder / name for name in context.family.text_components]
-        self._encoder = context.cache.files.of_folders(folder for folder in folders if folder.is_dir())
+        variant = context.family.variants[context.plan.settings.variant]
+        names = (*context.family.text_components, *variant.components)
+        self._encoder = context.cache.files.of_folders(context.source.folder / name for name in names)
 
     def key(self, caption: str) -> str:
         """The caption's name in the cache."""

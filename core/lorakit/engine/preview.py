@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def denoise(
     """From noise (B, C, H, W) to clean latents, with guidance where it is over 1."""
     levels = scheduler.levels(settings.steps, tokens).to(noise.device)
     latents = noise
-    for now, then in zip(levels[:-1], levels[1:], strict=True):
+    for now, then in pairwise(levels):
         t = now.expand(latents.shape[0])
         prediction = denoiser.predict(latents, t, Batch(text))
         if settings.guidance > 1:
@@ -102,8 +103,8 @@ def contact_sheet(
     width, height = rows[0][0].size
     factor = max(1, 192 // width)
     width, height, gap = width * factor, height * factor, 8
-    font = ImageFont.load_default(size=max(13, width // 24))
-    line = round(font.size * 1.6)
+    size = max(13, width // 24)
+    font, line = ImageFont.load_default(size), round(size * 1.6)
     total = (gap + len(columns) * (width + gap), line + gap + len(rows) * (height + line + gap))
     sheet = Image.new("RGB", total, "white")
     pen = ImageDraw.Draw(sheet)

@@ -95,8 +95,8 @@ def load_into(
     for name, module in base.named_modules():
         halves = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
         if halves[0] is not None and "proof" in halves[0]:
-            scale = float(module.scaling["proof"])  # type: ignore[index,operator,union-attr]
-            found[name] = (halves[0]["proof"].weight.cpu(), halves[1]["proof"].weight.cpu(), scale)  # type: ignore[index]
+            scale = float(module.scaling["proof"])
+            found[name] = (halves[0]["proof"].weight.detach().cpu(), halves[1]["proof"].weight.detach().cpu(), scale)  # type: ignore[index]
     return found
 
 

@@ -112,7 +112,6 @@ class Run:
         self.folder = plan.folder
         self.began = time.perf_counter()
         self.trainer: Trainer | None = None
-        self.updating = False
 
     def events(self, start: int = 0) -> Generator[Event, None, None]:
         """Everything that happens, in order; a stop, a closed generator or Ctrl-C leaves a checkpoint."""
@@ -127,8 +126,8 @@ class Run:
         try:
             yield from self._work(device, start)
         except StopAsked:
-            path = self._save_now()
-            yield RunStopped(update=self._done(start), reason=self.control.reason, folder=str(path or self.folder))
+            self._save_now()
+            yield RunStopped(update=self._done(start), reason=self.control.reason, folder=str(self.folder))
         except (GeneratorExit, KeyboardInterrupt):
             self._save_now()
             raise
@@ -211,9 +210,7 @@ class Run:
         passes = 0
         for batches in turns(dataset, settings.train, settings.seed, trainer.updates):
             self.context.check()
-            self.updating = True
             step = trainer.update(batches, sample, empty)
-            self.updating = False
             passes = batches[-1].first_pass + len(batches[-1].samples)
             now = time.perf_counter()
             yield UpdateFinished(
@@ -273,13 +270,12 @@ class Run:
         place = checkpoint.save(self.folder, self.trainer.state(), name, self._file())
         return CheckpointSaved(update=self.trainer.updates, folder=str(place), lora=str(place / name))
 
-    def _save_now(self) -> Path | None:
+    def _save_now(self) -> None:
         """A checkpoint of where training stands, unless an update was cut in the middle or nothing is new."""
-        if not self.trainer or self.updating or not self.trainer.updates:
-            return None
+        if not self.trainer or self.trainer.stepping or not self.trainer.updates:
+            return
         if self.trainer.updates not in checkpoint.saved(self.folder):
             self._checkpoint()
-        return checkpoint.folder_of(self.folder, self.trainer.updates)
 
     def _done(self, start: int) -> int:
         return self.trainer.updates if self.trainer else start

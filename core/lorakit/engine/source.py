@@ -21,10 +21,11 @@ def locate(plan: Plan, family: Family) -> Source:
     name, dtype = plan.settings.model.source, DTYPES[plan.settings.train.precision]
     if name == TOY:
         return Source(_toy(plan, family), f"the toy model of {family.title}", dtype)
-    folder = Path(name).expanduser()
+    folder = Path(name).expanduser().absolute()
     if folder.is_dir():
         return Source(folder, str(folder), dtype)
-    return Source(_download(name, family), name, dtype)
+    variant = family.variants[plan.settings.variant]
+    return Source(_download(name, (*family.components, *variant.components)), name, dtype)
 
 
 def cache_folder(plan: Plan) -> Path:
@@ -41,11 +42,11 @@ def _toy(plan: Plan, family: Family) -> Path:
     return folder
 
 
-def _download(name: str, family: Family) -> Path:
+def _download(name: str, components: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [f"{component}/*" for component in (*family.components, "processor")]
+    patterns = [f"{component}/*" for component in components]
     try:
         return Path(
             snapshot_download(name, allow_patterns=["model_index.json", *patterns], ignore_patterns=["*.bin", "*.pt"])

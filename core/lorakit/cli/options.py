@@ -1,0 +1,62 @@
+"""The options that `train` and `plan` share, and what they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lorakit.kit import Kit
+
+if TYPE_CHECKING:  # `lorakit --help` shall not wait for the configuration models
+    from lorakit.config import Layer
+    from lorakit.request import Request
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PLAIN = {
+    "family": "Model family; `lorakit families` lists them.",
+    "variant": "Published model of the family.",
+    "preset": "Preset to start from; `lorakit presets` lists them, `none` uses none.",
+    "trigger": "Word that calls what is taught.",
+    "name": "Name of the run and its file.",
+    "output": "Folder that runs are made in.",
+}
+"""Options that are top settings of the same name."""
+
+
+def settings(function: Function) -> Function:
+    """Add every option that makes up a request."""
+    options = [
+        *(click.option(f"--{name}", metavar=name.upper(), help=text) for name, text in PLAIN.items()),
+        click.option("--source", metavar="MODEL", help="Hub repository, local model folder, or toy."),
+        click.option("--data", "-d", multiple=True, metavar="DIR", help="Folder of pictures; may be given again."),
+        click.option("--config", "-c", metavar="FILE", type=click.Path(path_type=Path), help="TOML with settings."),
+        click.option("--set", "-s", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, train.epochs=5."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def request(kit: Kit, options: dict[str, Any]) -> Request:
+    """What the options ask for; `--set` overrides options, options override the file, the file the preset."""
+    return kit.request(*layers(options.pop("config"), options.pop("sets"), options))
+
+
+def layers(file: Path | None, sets: Sequence[str], options: dict[str, Any]) -> list[Layer]:
+    """One layer for each place in which something was said, the strongest last."""
+    from lorakit import config
+    from lorakit.config import Layer
+
+    found = [Layer(config.read_toml(file), str(file))] if file else []
+    for name in PLAIN:
+        if options.get(name) is not None:
+            found.append(Layer({name: options[name]}, f"--{name}"))
+    if options.get("source"):
+        found.append(Layer({"model": {"source": options["source"]}}, "--source"))
+    if options.get("data"):
+        found.append(Layer({"data": [{"folder": folder} for folder in options["data"]]}, "--data"))
+    return found + [Layer(config.parse_set(text), f"--set {text}") for text in sets]

@@ -1,0 +1,146 @@
+"""A person's view of a run: one bar for the phase under way, one line for each that is done."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from lorakit.events import (
+    CheckpointSaved,
+    Event,
+    PhaseFinished,
+    PhaseProgress,
+    PhaseStarted,
+    PreviewDrawn,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    SheetDrawn,
+    UpdateFinished,
+    Warned,
+)
+
+SMOOTH = 0.9  # how much of the shown loss is history
+LINES = 10  # lines about training where there is no terminal
+
+
+class Progress:
+    """A reader of events that draws bars on a terminal and plain lines elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._bars = Bars(
+            TextColumn("{task.description:<13}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._total = 0
+        self._loss: float | None = None
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case RunStarted():
+                went_on = f", going on after update {event.resumed_from}" if event.resumed_from else ""
+                self._say(f"run          {event.folder} on {event.device}{went_on}")
+                self._bars.start()
+            case PhaseStarted():
+                self._start(event)
+            case PhaseProgress():
+                self._advance(event.done, event.note)
+            case UpdateFinished():
+                self._update(event)
+            case PhaseFinished():
+                self._finish(event)
+            case CheckpointSaved():
+                self._say(f"  checkpoint {event.lora}")
+            case PreviewDrawn():
+                self._say(f"  preview    {event.path}")
+            case Warned():
+                self._say(f"warning: {event.message}", "yellow")
+            case SheetDrawn():
+                self._say(f"pictures     {event.path} (without, half and full strength)")
+            case RunStopped():
+                self.close()
+                self._say(f"stopped      {event.reason}, after update {event.update}")
+                self._say(f"go on with   lorakit resume {event.folder}")
+            case RunFinished():
+                self.close()
+                self._say(f"proof        {event.proof}", "green")
+                self._say(f"file         {event.lora}", "green")
+                self._say(f"done         {event.update} updates in {duration(event.seconds)}")
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Put the terminal back as it was."""
+        self._bars.stop()
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        self.console.print(line, style=style, markup=False, soft_wrap=True)
+
+    def _start(self, event: PhaseStarted) -> None:
+        if event.phase == "cache text":
+            hush()
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._total, self._first, self._loss = event.total, None, None
+        self._task = self._bars.add_task(event.phase, total=event.total or None, note="")
+
+    def _advance(self, done: int, note: str) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, completed=done, note=note[:40])
+
+    def _update(self, event: UpdateFinished) -> None:
+        self._loss = event.loss if self._loss is None else SMOOTH * self._loss + (1 - SMOOTH) * event.loss
+        note = f"loss {self._loss:.4f}  {event.seconds:.2f} s/update{self._left(event.update)}"
+        self._advance(event.update, note)
+        if not self.console.is_terminal and event.update % max(1, self._total // LINES) == 0:
+            self._say(f"  update {event.update}/{self._total}  epoch {event.epoch:.2f}  {note}")
+
+    def _left(self, update: int) -> str:
+        """Time left at the pace since the first update, pictures and checkpoints included; empty at first."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = (now, update)
+            return ""
+        began, first = self._first
+        return f"  {duration((now - began) / (update - first) * (self._total - update))} left"
+
+    def _finish(self, event: PhaseFinished) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+        note = f"  {event.note}" if event.note else ""
+        self._say(f"{event.phase:<13}{duration(event.seconds)}{note}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def hush() -> None:
+    """Keep the bars and notices of the model libraries from the terminal; what matters is said by events."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()

@@ -1,0 +1,114 @@
+"""`lorakit train` and `lorakit resume`: readers of the event stream, and the signals that stop it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorakit.cli import STOPPED, options, plans
+from lorakit.control import Control
+from lorakit.kit import Kit
+
+if TYPE_CHECKING:
+    from lorakit.events import Event
+    from lorakit.plan import Plan
+
+Reader = Callable[["Event"], None]
+
+
+@click.command()
+@options.settings
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, and nothing else.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard logs into the run's folder.")
+@click.pass_obj
+def train(kit: Kit, /, as_json: bool, tensorboard: bool, **given: Any) -> int:
+    """Teach a model from folders of pictures; the file lands in OUTPUT/NAME/NAME.safetensors.
+
+    Ctrl-C stops after the update under way, with everything saved; `lorakit resume` goes on from there.
+    """
+    plan = kit.plan(options.request(kit, given))
+    control = Control()
+    if not as_json and not plan.errors:
+        _introduce(plan)
+    with _stopping(control, as_json):
+        return _read(kit.train(plan, control), _readers(as_json, tensorboard, plan.folder))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, and nothing else.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard logs into the run's folder.")
+@click.pass_obj
+def resume(kit: Kit, /, run: Path, as_json: bool, tensorboard: bool) -> int:
+    """Go on with the run in folder RUN, from its newest checkpoint."""
+    control = Control()
+    with _stopping(control, as_json):
+        return _read(kit.resume(run, control), _readers(as_json, tensorboard, run))
+
+
+def _introduce(plan: Plan) -> None:
+    settings = plan.settings
+    base = "" if settings.quantization.name == "none" else f" in {settings.quantization.name}"
+    click.echo(
+        f"teaching     {settings.family} {settings.variant}{base}, rank {settings.lora.rank}, "
+        f"{settings.optimizer.name} at {settings.optimizer.learning_rate:g} (`lorakit plan` shows all)"
+    )
+    plans.summary(plan)
+
+
+def _readers(as_json: bool, tensorboard: bool, folder: Path) -> list[Reader]:
+    found: list[Reader] = []
+    if as_json:
+        found.append(lambda event: click.echo(event.to_json()))
+    else:
+        from lorakit.cli.progress import Progress
+
+        found.append(Progress())
+    if tensorboard:
+        from lorakit.trackers import TensorBoard
+
+        found.append(TensorBoard(folder / "tensorboard"))
+    return found
+
+
+def _read(events: Iterator[Event], readers: list[Reader]) -> int:
+    from lorakit.events import RunStopped
+
+    code = 0
+    try:
+        for event in events:
+            for reader in readers:
+                reader(event)
+            if isinstance(event, RunStopped):
+                code = STOPPED
+    finally:
+        for reader in readers:
+            close = getattr(reader, "close", None)
+            if close:
+                close()
+    return code
+
+
+@contextmanager
+def _stopping(control: Control, quiet: bool) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM stops the run gently; the second one at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if control.stopping:
+            raise KeyboardInterrupt
+        control.stop(signal.Signals(number).name)
+        if not quiet:
+            click.echo("\nstopping after what is under way; once more to stop at once", err=True)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
