@@ -18,13 +18,13 @@ def register(registry: Registry) -> None:
         )
     )
     registry.quantizer(
-        Part(name="none", summary="keep the base in the training precision", load="lorakit.engine.quantizers:keep")
+        Part(name="none", summary="keep the base in the training precision", load="lorakit.engine.quantizers:Keep")
     )
     registry.quantizer(
         Part(
             name="int8",
-            summary="8-bit weights by bitsandbytes (LLM.int8), half the memory of bf16",
-            load="lorakit.engine.quantizers:int8",
+            summary="8-bit weights by bitsandbytes, half the memory of bf16",
+            load="lorakit.engine.int8:Int8",
             requires=("bitsandbytes",),
         )
     )

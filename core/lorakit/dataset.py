@@ -17,6 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 REPEATS = re.compile(r"^(\d+)_(.+)$")  # kohya's convention: 40_maya is shown 40 times an epoch
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112  # the EXIF tag
+STORED_SIDES = (0x0100, 0x0101)  # the tags of a TIFF's width and height
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,10 @@ class _Folder:
     data: PlannedData
 
 
-def index(data: Sequence[PlannedData], trigger: str, side_multiple: int) -> Dataset:
+def index(data: Sequence[PlannedData], side_multiple: int) -> Dataset:
     """Every picture of the folders with its caption, or a DataError that names what cannot be used."""
     samples: list[Sample] = []
-    uncaptioned: list[Path] = []
+    uncaptioned: list[tuple[Path, str]] = []
     unreadable: list[str] = []
     small = 0
     for folder in (one for entry in data for one in _folders(entry)):
@@ -69,7 +70,7 @@ def index(data: Sequence[PlannedData], trigger: str, side_multiple: int) -> Data
             size = _size(path, unreadable)
             if size is None or not _large_enough(path, size, side_multiple, unreadable):
                 continue
-            caption = _caption(path, folder.data, trigger, uncaptioned)
+            caption = _caption(path, folder.data, uncaptioned)
             brought = fit(size, folder.data.resolution, side_multiple)
             small += size.width * size.height < (folder.data.resolution - side_multiple) ** 2
             samples.append(Sample(path, caption, size, brought, folder.repeats, folder.path.name))
@@ -78,7 +79,7 @@ def index(data: Sequence[PlannedData], trigger: str, side_multiple: int) -> Data
             f"{_count(len(unreadable), 'picture')} cannot be used: {_some(unreadable)}",
             fix="Mend, replace or remove them; nothing was started.",
         )
-    notes = (*_caption_notes(uncaptioned, trigger, len(samples)), *_size_notes(samples, small))
+    notes = (*_caption_notes(uncaptioned, len(samples)), *_size_notes(samples, small))
     _check_paths_are_distinct(samples)
     return Dataset(tuple(samples), notes)
 
@@ -131,12 +132,14 @@ def _size(path: Path, unreadable: list[str]) -> Shape | None:
     try:
         with Image.open(path) as image:
             width, height = image.size
+            if image.format == "TIFF":  # newer Pillow gives the size as seen, older the size as stored
+                width, height = (image.getexif()[tag] for tag in STORED_SIDES)
             if image.getexif().get(ORIENTATION) in SIDEWAYS:
                 width, height = height, width
             return Shape(width, height)
     except UnidentifiedImageError:
         unreadable.append(f"{path} (not a picture)")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, LookupError, SyntaxError, Image.DecompressionBombError) as error:
         unreadable.append(f"{path} ({error})")
     return None
 
@@ -148,23 +151,23 @@ def _large_enough(path: Path, size: Shape, side_multiple: int, unreadable: list[
     return False
 
 
-def _caption(path: Path, data: PlannedData, trigger: str, uncaptioned: list[Path]) -> str:
-    text = ""
-    if data.captions == "none":
-        if not trigger:
-            uncaptioned.append(path)
-    else:
-        file = path.with_suffix(f".{data.captions}")
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            uncaptioned.append(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"the caption {file} cannot be read", why=str(error), fix="Save it as UTF-8.") from error
-        else:
-            if not text.strip():
-                uncaptioned.append(path)
-    return with_trigger(" ".join(text.split()), trigger)
+def _caption(path: Path, data: PlannedData, uncaptioned: list[tuple[Path, str]]) -> str:
+    """The picture's caption with the folder's trigger; a picture without text of its own is noted."""
+    text = "" if data.captions == "none" else _text_beside(path, data.captions)
+    if not text and (data.captions != "none" or not data.trigger):
+        uncaptioned.append((path, data.trigger))
+    return with_trigger(text, data.trigger)
+
+
+def _text_beside(path: Path, extension: str) -> str:
+    """The text file's words in one line; empty where there is no file."""
+    file = path.with_suffix(f".{extension}")
+    try:
+        return " ".join(file.read_text(encoding="utf-8-sig").split())
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the caption {file} cannot be read", why=str(error), fix="Save it as UTF-8.") from error
 
 
 def with_trigger(caption: str, trigger: str) -> str:
@@ -177,16 +180,16 @@ def with_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption}" if caption else trigger
 
 
-def _caption_notes(uncaptioned: list[Path], trigger: str, total: int) -> tuple[str, ...]:
-    if not uncaptioned:
-        return ()
-    missing = _count(len(uncaptioned), "picture")
-    if not trigger:
+def _caption_notes(uncaptioned: Sequence[tuple[Path, str]], total: int) -> tuple[str, ...]:
+    mute = [str(path) for path, trigger in uncaptioned if not trigger]
+    if mute:
         raise DataError(
-            f"{missing} of {total} have no caption: {_some([str(path) for path in uncaptioned])}",
+            f"{_count(len(mute), 'picture')} of {total} have no caption: {_some(mute)}",
             fix="Write a text file of the same name beside each, or name a trigger word (--trigger) to stand alone.",
         )
-    return (f"{missing} of {total} have no caption; the trigger '{trigger}' stands alone for them",)
+    if not uncaptioned:
+        return ()
+    return (f"{_count(len(uncaptioned), 'picture')} of {total} have no caption; the trigger word stands alone there",)
 
 
 def _size_notes(samples: Sequence[Sample], small: int) -> tuple[str, ...]:

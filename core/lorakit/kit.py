@@ -71,7 +71,8 @@ class Kit:
 
     def resume(self, folder: Path, control: Control | None = None) -> Iterator[Event]:
         """Go on with the run in `folder` from its newest checkpoint."""
-        from lorakit.engine.run import read_plan, resume
+        from lorakit.engine.run import resume
+        from lorakit.engine.run_folder import read_plan
 
         plan = read_plan(folder)
         return self._observed(plan, resume(folder, plan, self.shelves, control or Control()))

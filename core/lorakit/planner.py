@@ -12,17 +12,18 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel, ValidationError
 
-from lorakit import __version__, checks, hooks
+from lorakit import __version__, checks
 from lorakit.config import explain, leaves
 from lorakit.dataset import Dataset, index
 from lorakit.errors import ConfigError, ModelError, PluginError
 from lorakit.family import Family, Variant
+from lorakit.fields import fields, timesteps, voices
 from lorakit.order import arithmetic, batches_per_epoch
 from lorakit.plan import Plan, Problem, agree
 from lorakit.plugins import Plugin, call
-from lorakit.registry import Part, Shelves
+from lorakit.registry import Shelves
 from lorakit.request import Request
-from lorakit.rules import Choice, Field, Rule, Scope, Value, Voice, never, settle
+from lorakit.rules import Choice, Field, Value, Voice, settle
 from lorakit.settings import Planned, PlannedData
 
 TOY = "toy"
@@ -60,7 +61,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     shelves.optimizers.find(request.settings.optimizer.name, request.where("optimizer.name"))
     _fill_plain(draft, family, variant)
     data = tuple(PlannedData.model_validate(one) for one in draft.table["data"])
-    dataset = index(data, request.settings.trigger, family.side_multiple)
+    dataset = index(data, family.side_multiple)
     _fill_length(draft, dataset)
     _fill_previews(draft, family, dataset)
     _note_the_rest(draft)
@@ -106,79 +107,17 @@ def _variant(draft: Draft, family: Family) -> Variant:
 
 
 def _settle_all(draft: Draft, shelves: Shelves, family: Family, variant: Variant, pm: pluggy.PluginManager) -> None:
-    said = _voices(draft.request, family, pm)
-    for field in _fields(family, variant, shelves):
+    said = voices(draft.request, family, pm)
+    for field in fields(family, variant, shelves):
         _settle_one(draft, field, said)
     scheduler = shelves.schedulers[draft.table["scheduler"]["name"]]
     if scheduler.offers:
-        _settle_one(draft, _timesteps(scheduler), said)
+        _settle_one(draft, timesteps(scheduler), said)
 
 
-def _settle_one(draft: Draft, field: Field, voices: Sequence[Voice]) -> None:
-    about = [voice for voice in voices if voice.rule.field == field.name]
+def _settle_one(draft: Draft, field: Field, said: Sequence[Voice]) -> None:
+    about = [voice for voice in said if voice.rule.field == field.name]
     draft.put(settle(field, about, draft.request.asked(field.name)))
-
-
-def _fields(family: Family, variant: Variant, shelves: Shelves) -> tuple[Field, ...]:
-    known = tuple(shelves.schedulers)
-    return (
-        Field("scheduler.name", "scheduler_rules", known, "flowmatch", "what most families were trained with"),
-        Field("quantization.name", "quantization_rules", tuple(shelves.quantizers), "none", "nothing asks for less"),
-        Field("text_encoder.train", "text_encoder_rules", (False, True), False, "frozen and cached is cheapest"),
-        Field(
-            "text_encoder.template",
-            "text_encoder_rules",
-            variant.templates,
-            variant.templates[0],
-            f"what {family.title} is prompted with",
-        ),
-        Field("sampling.guidance", "sampling_rules", None, 1.0, "no guidance unless somebody asks for it"),
-        Field("sampling.steps", "sampling_rules", None, 28, "enough for most models"),
-    )
-
-
-def _timesteps(scheduler: Part) -> Field:
-    return Field(
-        "scheduler.timesteps",
-        "scheduler_rules",
-        scheduler.offers,
-        scheduler.offers[0] if scheduler.offers else "",
-        f"the usual way with {scheduler.name}",
-    )
-
-
-def _voices(request: Request, family: Family, pm: pluggy.PluginManager) -> list[Voice]:
-    found: list[Voice] = []
-    for hook in hooks.RULE_HOOKS:
-        for answer in call(pm, hook, request=request):
-            scope: Scope = "family" if answer.owner == f"family {family.name}" else "plugin"
-            for rule in answer.value or ():
-                _check_rule(rule, hook, answer.owner)
-                found.append(Voice(rule, answer.owner, scope))
-    if not family.trainable_text_encoder:
-        because = f"{family.title} has no way to train it here"
-        found.append(Voice(never("text_encoder.train", True, because=because), "lorakit", "core"))
-    return found
-
-
-GROUPS = {
-    "scheduler_rules": ("scheduler.name", "scheduler.timesteps"),
-    "quantization_rules": ("quantization.name",),
-    "text_encoder_rules": ("text_encoder.train", "text_encoder.template"),
-    "sampling_rules": ("sampling.guidance", "sampling.steps"),
-}
-"""Which fields each rule hook may speak about."""
-
-
-def _check_rule(rule: object, hook: str, owner: str) -> None:
-    if not isinstance(rule, Rule):
-        raise PluginError(f"{owner} answers {hook} with {rule!r}, which is not a rule", fix="Use only, never, prefer.")
-    if rule.field not in GROUPS[hook]:
-        raise PluginError(
-            f"{owner} has a rule about '{rule.field}' in {hook}",
-            why=f"that hook speaks about {', '.join(GROUPS[hook])}",
-            fix="Name one of these fields, or answer another hook.",
-        )
 
 
 # -- what defaults decide ----------------------------------------------------------------------------------------
@@ -186,6 +125,9 @@ def _check_rule(rule: object, hook: str, owner: str) -> None:
 
 def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
     settings, owner = draft.request.settings, f"family {family.name}"
+    origin = draft.request.origins.get("preset")
+    if origin and origin.by == "preset":
+        draft.put(Choice("preset", settings.preset, owner, "the family's usual preset"))
     draft.fill("model.source", variant.source, owner, "the variant's published repository")
     draft.fill("lora.alpha", float(settings.lora.rank), "lorakit", "equal to the rank: scale 1")
     draft.fill("lora.targets", family.lora_targets, owner, "the family's usual targets")
@@ -198,6 +140,7 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
         {
             **one,
             "folder": _absolute(one["folder"]),
+            "trigger": settings.trigger if one["trigger"] is None else one["trigger"],
             "resolution": resolution if one["resolution"] is None else one["resolution"],
         }
         for one in draft.table["data"]

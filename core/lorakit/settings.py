@@ -42,6 +42,11 @@ class Data(Section):
     repeats: int | None = Field(
         None, ge=1, le=100_000, description="Times that each picture is shown per epoch, over the folder's own name."
     )
+    trigger: Annotated[str, Field(max_length=200)] | None = Field(
+        None,
+        description='Trigger word of this folder; `""` for none, as with pictures of what the model knows already. '
+        "Default: the run's.",
+    )
     captions: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")] = Field(
         "txt", description="Extension of the caption files beside the pictures, or `none` for the trigger alone."
     )
@@ -213,6 +218,7 @@ class PlannedModel(Model):
 class PlannedData(Data):
     """A folder, decided; `repeats` may still differ by sub-folder and stays None where folder names decide."""
 
+    trigger: str
     resolution: int
 
 

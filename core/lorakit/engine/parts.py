@@ -80,8 +80,7 @@ class Source:
         if not folder.is_dir():
             raise ModelError(f"the model {self.name} lacks its {component}", fix=f"It should be in {folder}.")
         if isinstance(kind, type) and issubclass(kind, nn.Module):
-            options = {"torch_dtype" if _is_diffusers(kind) else "dtype": dtype or self.dtype, **options}
-            options.setdefault("use_safetensors", True)
+            options = {"dtype": dtype or self.dtype, "use_safetensors": True, **options}
         try:
             return kind.from_pretrained(folder, **options)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -90,10 +89,6 @@ class Source:
                 why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
                 fix=f"Check that {folder} is complete, or download it again.",
             ) from error
-
-
-def _is_diffusers(kind: type) -> bool:
-    return kind.__module__.startswith("diffusers.")
 
 
 class TextEncoder(Protocol):

@@ -31,38 +31,6 @@ class Keep:
         return type(module) is nn.Linear
 
 
-class Int8:
-    """bitsandbytes' LLM.int8: int8 weights per output channel, inputs quantized per row on a GPU."""
-
-    def convert(self, linear: nn.Linear, device: torch.device) -> nn.Module:
-        """A Linear8bitLt built directly, which works on a CPU too; diffusers' own loading path asks for a GPU."""
-        from bitsandbytes.nn import Int8Params, Linear8bitLt
-
-        made = Linear8bitLt(
-            linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False, threshold=6.0
-        )
-        made.weight = Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
-        if linear.bias is not None:
-            made.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-        made = made.to(device)
-        return made  # type: ignore[no-any-return]
-
-    def holds(self, module: nn.Module) -> bool:
-        """A Linear8bitLt whose weight really is int8."""
-        weight = getattr(module, "weight", None)
-        return type(module).__name__ == "Linear8bitLt" and weight is not None and weight.dtype == torch.int8
-
-
-def keep() -> Quantizer:
-    """The quantizer `none`."""
-    return Keep()
-
-
-def int8() -> Quantizer:
-    """The quantizer `int8`."""
-    return Int8()
-
-
 def linears(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Every plain linear layer below `module`, as (parent, name in the parent, layer)."""
     for parent in list(module.modules()):

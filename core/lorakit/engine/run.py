@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -15,7 +14,7 @@ from lorakit.control import Control
 from lorakit.dataset import Dataset, index
 from lorakit.engine import checkpoint, lora_file, memory, preview
 from lorakit.engine.adapter import Adapter
-from lorakit.engine.cache import Cache, write_atomically
+from lorakit.engine.cache import Cache
 from lorakit.engine.loop import Trainer
 from lorakit.engine.parts import Denoiser, ImageCoder, Text
 from lorakit.engine.phases import (
@@ -30,8 +29,9 @@ from lorakit.engine.phases import (
     phase,
 )
 from lorakit.engine.proof import prove
+from lorakit.engine.run_folder import claim, recorded
 from lorakit.engine.source import cache_folder, locate
-from lorakit.errors import LorakitError, RunError
+from lorakit.errors import RunError
 from lorakit.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -50,37 +50,10 @@ from lorakit.order import turns
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
 
-PLAN, EVENTS = "plan.json", "events.jsonl"
-
-
-def read_plan(folder: Path) -> Plan:
-    """The plan of a run folder."""
-    file = folder / PLAN
-    if not file.is_file():
-        raise RunError(f"{folder} is not a run: it has no {PLAN}", fix="Name a folder that `lorakit train` made.")
-    plan = Plan.from_json(file.read_text(encoding="utf-8"), str(file))
-    if plan.folder.resolve() != folder.resolve():  # the run was moved: go on where it is now
-        output = str(folder.resolve().parent)
-        return plan.with_settings(output=output, name=folder.resolve().name)
-    return plan
-
 
 def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
-    """Start the run; a folder that holds a run with checkpoints is never touched."""
-    folder = plan.folder
-    if (folder / f"{plan.settings.name}.safetensors").exists() or checkpoint.saved(folder):
-        raise RunError(
-            f"there is a run in {folder} already",
-            where="name",
-            fix=f"Go on with it (`lorakit resume {folder}`), or choose another --name.",
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / EVENTS).unlink(missing_ok=True)
-        write_atomically(folder / PLAN, plan.to_json().encode())
-    except (OSError, LorakitError) as error:
-        raise RunError(f"the run folder {folder} cannot be written", where="output", why=str(error)) from error
-    return recorded(folder, Run(plan, shelves, control).events())
+    """Start the run in its folder."""
+    return recorded(claim(plan), Run(plan, shelves, control).events())
 
 
 def resume(folder: Path, plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
@@ -89,18 +62,6 @@ def resume(folder: Path, plan: Plan, shelves: Shelves, control: Control) -> Iter
     if (folder / f"{plan.settings.name}.safetensors").exists() and done and done[-1] >= plan.settings.train.updates:
         raise RunError(f"the run {folder} is complete: {done[-1]} updates", fix="There is nothing to go on with.")
     return recorded(folder, Run(plan, shelves, control).events(done[-1] if done else 0))
-
-
-def recorded(folder: Path, events: Generator[Event, None, None]) -> Iterator[Event]:
-    """The same events, each written as a line of events.jsonl before anybody else sees it."""
-    with (folder / EVENTS).open("a", encoding="utf-8") as file:
-        try:
-            for event in events:
-                file.write(event.to_json() + "\n")
-                file.flush()
-                yield event
-        finally:
-            events.close()
 
 
 class Run:
@@ -152,7 +113,7 @@ class Run:
         began = time.perf_counter()
         yield PhaseStarted(phase="index")
         settings = self.plan.settings
-        dataset = index(settings.data, settings.trigger, self.family.side_multiple)
+        dataset = index(settings.data, self.family.side_multiple)
         if (
             len(dataset.samples) != self.plan.arithmetic.images
             or dataset.passes != self.plan.arithmetic.passes_per_epoch
@@ -329,13 +290,3 @@ def _versions() -> tuple[tuple[str, str], ...]:
     from importlib.metadata import version
 
     return tuple((name, version(name)) for name in ("lorakit", "torch", "diffusers", "transformers", "peft"))
-
-
-def events_of(folder: Path) -> Iterator[Event]:
-    """The events of a run folder, oldest first; a last line that was cut short is left out."""
-    with (folder / EVENTS).open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield Event.from_json(line)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue

@@ -1,0 +1,67 @@
+"""Run folders: made, read, and their events written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from lorakit.engine import checkpoint
+from lorakit.engine.cache import write_atomically
+from lorakit.errors import LorakitError, RunError
+from lorakit.events import Event
+from lorakit.plan import Plan
+
+PLAN, EVENTS = "plan.json", "events.jsonl"
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of a run folder."""
+    file = folder / PLAN
+    if not file.is_file():
+        raise RunError(f"{folder} is not a run: it has no {PLAN}", fix="Name a folder that `lorakit train` made.")
+    plan = Plan.from_json(file.read_text(encoding="utf-8"), str(file))
+    if plan.folder.resolve() != folder.resolve():  # the run was moved: go on where it is now
+        output = str(folder.resolve().parent)
+        return plan.with_settings(output=output, name=folder.resolve().name)
+    return plan
+
+
+def claim(plan: Plan) -> Path:
+    """The plan's folder, made and holding the plan; a folder that holds a run with checkpoints is never touched."""
+    folder = plan.folder
+    if (folder / f"{plan.settings.name}.safetensors").exists() or checkpoint.saved(folder):
+        raise RunError(
+            f"there is a run in {folder} already",
+            where="name",
+            fix=f"Go on with it (`lorakit resume {folder}`), or choose another --name.",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / EVENTS).unlink(missing_ok=True)
+        write_atomically(folder / PLAN, plan.to_json().encode())
+    except (OSError, LorakitError) as error:
+        raise RunError(f"the run folder {folder} cannot be written", where="output", why=str(error)) from error
+    return folder
+
+
+def recorded(folder: Path, events: Generator[Event, None, None]) -> Iterator[Event]:
+    """The same events, each written as a line of events.jsonl before anybody else sees it."""
+    with (folder / EVENTS).open("a", encoding="utf-8") as file:
+        try:
+            for event in events:
+                file.write(event.to_json() + "\n")
+                file.flush()
+                yield event
+        finally:
+            events.close()
+
+
+def events_of(folder: Path) -> Iterator[Event]:
+    """The events of a run folder, oldest first; a last line that was cut short is left out."""
+    with (folder / EVENTS).open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield Event.from_json(line)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue

@@ -1,0 +1,77 @@
+"""The fields that rules decide, and everything that is said about them."""
+
+from __future__ import annotations
+
+import pluggy
+
+from lorakit import hooks
+from lorakit.errors import PluginError
+from lorakit.family import Family, Variant
+from lorakit.plugins import call
+from lorakit.registry import Part, Shelves
+from lorakit.request import Request
+from lorakit.rules import Field, Rule, Scope, Voice, never
+
+GROUPS = {
+    "scheduler_rules": ("scheduler.name", "scheduler.timesteps"),
+    "quantization_rules": ("quantization.name",),
+    "text_encoder_rules": ("text_encoder.train", "text_encoder.template"),
+    "sampling_rules": ("sampling.guidance", "sampling.steps"),
+}
+"""Which fields each rule hook may speak about."""
+
+
+def fields(family: Family, variant: Variant, shelves: Shelves) -> tuple[Field, ...]:
+    """The fields that do not depend on one another."""
+    known = tuple(shelves.schedulers)
+    return (
+        Field("scheduler.name", "scheduler_rules", known, "flowmatch", "what most families were trained with"),
+        Field("quantization.name", "quantization_rules", tuple(shelves.quantizers), "none", "nothing asks for less"),
+        Field("text_encoder.train", "text_encoder_rules", (False, True), False, "frozen and cached is cheapest"),
+        Field(
+            "text_encoder.template",
+            "text_encoder_rules",
+            variant.templates,
+            variant.templates[0],
+            f"what {family.title} is prompted with",
+        ),
+        Field("sampling.guidance", "sampling_rules", None, 1.0, "no guidance unless somebody asks for it"),
+        Field("sampling.steps", "sampling_rules", None, 28, "enough for most models"),
+    )
+
+
+def timesteps(scheduler: Part) -> Field:
+    """The field that depends on the scheduler chosen: its ways of drawing noise levels."""
+    return Field(
+        "scheduler.timesteps",
+        "scheduler_rules",
+        scheduler.offers,
+        scheduler.offers[0] if scheduler.offers else "",
+        f"the usual way with {scheduler.name}",
+    )
+
+
+def voices(request: Request, family: Family, pm: pluggy.PluginManager) -> list[Voice]:
+    """Everything that plugins, the family and core say about a request's fields."""
+    found: list[Voice] = []
+    for hook in hooks.RULE_HOOKS:
+        for answer in call(pm, hook, request=request):
+            scope: Scope = "family" if answer.owner == f"family {family.name}" else "plugin"
+            for rule in answer.value or ():
+                _check_rule(rule, hook, answer.owner)
+                found.append(Voice(rule, answer.owner, scope))
+    if not family.trainable_text_encoder:
+        because = f"{family.title} has no way to train it here"
+        found.append(Voice(never("text_encoder.train", True, because=because), "lorakit", "core"))
+    return found
+
+
+def _check_rule(rule: object, hook: str, owner: str) -> None:
+    if not isinstance(rule, Rule):
+        raise PluginError(f"{owner} answers {hook} with {rule!r}, which is not a rule", fix="Use only, never, prefer.")
+    if rule.field not in GROUPS[hook]:
+        raise PluginError(
+            f"{owner} has a rule about '{rule.field}' in {hook}",
+            why=f"that hook speaks about {', '.join(GROUPS[hook])}",
+            fix="Name one of these fields, or answer another hook.",
+        )
