@@ -49,10 +49,11 @@ def build(kit: Kit) -> click.Group:
     """The group with core's commands and those of the Kit's plugins."""
     from lorakit.cli import lists, plans, runs
 
+    first = next(iter(kit.shelves.families), "NAME")
     group = click.Group(
         "lorakit",
         help="Teach a diffusion model one character, style or edit, and get a LoRA that loads elsewhere.",
-        epilog="Start with: lorakit train --family qwen --data pictures --trigger my_word",
+        epilog=f"Start with: lorakit train --family {first} --data DIR --trigger WORD",
         params=_leading_options(),
         callback=lambda **_: None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -102,7 +102,10 @@ class Cache:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
+    """Write a file so that nobody ever sees half of it; others may read it as the umask says.
+
+    safetensors' own writer gives files mode 0600, which a ComfyUI service under another user cannot read.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,6 +1,7 @@
 """int8 weights by bitsandbytes, used in the training's own number format.
 
-bitsandbytes' own forward casts bf16 inputs to fp16, which overflows where activations are large, as Qwen-Image's are.
+bitsandbytes' own forward casts bf16 inputs to fp16, which overflows where activations are large, as they are in large
+transformers.
 Here its int8 weights and scales are brought back to the input's format, layer by layer, in both directions.
 """
 

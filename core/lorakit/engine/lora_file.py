@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -21,7 +18,6 @@ from torch import Tensor
 
 from lorakit.dataset import Dataset
 from lorakit.engine.adapter import Adapter
-from lorakit.engine.cache import write_atomically
 from lorakit.engine.parts import Denoiser
 from lorakit.engine.source import DTYPES
 from lorakit.family import Family
@@ -46,14 +42,6 @@ def encode(plan: Plan, family: Family, denoiser: Denoiser, adapter: Adapter, dat
         digest = hashlib.sha256(_tensor_bytes(body)).hexdigest()
         about |= {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
     return safetensors.torch.save(held, about or None)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Put the file in place, readable by other users: a ComfyUI service is often another one."""
-    write_atomically(path, data)
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def metadata(plan: Plan, family: Family, dataset: Dataset, update: int) -> dict[str, str]:
@@ -119,8 +107,3 @@ def _tags(caption: str) -> list[str]:
 def _tensor_bytes(file: bytes) -> bytes:
     """Everything after the header: the bytes that Civitai's AutoV3 hash is of."""
     return file[8 + int.from_bytes(file[:8], "little") :]
-
-
-def parameters(held: Mapping[str, Tensor]) -> int:
-    """Numbers in the file."""
-    return sum(tensor.numel() for tensor in held.values())

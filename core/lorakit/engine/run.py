@@ -14,7 +14,7 @@ from lorakit.control import Control
 from lorakit.dataset import Dataset, index
 from lorakit.engine import checkpoint, lora_file, memory, preview
 from lorakit.engine.adapter import Adapter
-from lorakit.engine.cache import Cache
+from lorakit.engine.cache import Cache, write_atomically
 from lorakit.engine.loop import Trainer
 from lorakit.engine.parts import Denoiser, ImageCoder, Text
 from lorakit.engine.phases import (
@@ -247,7 +247,7 @@ class Run:
         proofs: list[str] = []
 
         def save() -> Iterator[str]:
-            lora_file.write(path, self._file())
+            write_atomically(path, self._file())
             yield path.name
             with self.adapter.at(1.0, self._average()):
                 proof = prove(path, self.plan, self.family, self.context.source, self.denoiser, self.adapter)
@@ -257,7 +257,7 @@ class Run:
         yield from phase("save", 2, save(), lambda: proofs[-1])
         if trainer.average is not None:
             raw = path.with_name(f"{settings.name}-raw.safetensors")
-            lora_file.write(raw, self._raw())
+            write_atomically(raw, self._raw())
             yield Warned(message=f"the file holds the running average (train.ema); the last weights are in {raw}")
         if painter and settings.sampling.strengths:
             sheet = self.folder / "samples" / "strengths.png"
