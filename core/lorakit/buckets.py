@@ -48,7 +48,7 @@ def shapes(resolution: int, side_multiple: int) -> tuple[Shape, ...]:
     for width in range(step, LONGEST * resolution + 1, step):
         height = area // width // step * step
         if height >= step and max(width, height) <= LONGEST * min(width, height):
-            found.add(Shape(width, height))
+            found |= {Shape(width, height), Shape(height, width)}  # so that upright pictures fare like wide ones
     return tuple(sorted(found)) or (Shape(side_multiple, side_multiple),)
 
 
@@ -56,7 +56,8 @@ def fit(picture: Shape, resolution: int, side_multiple: int) -> Fit:
     """How `picture` is brought to the bucket nearest to its aspect ratio.
 
     A picture smaller than the resolution gets the buckets of its own area, so that nothing is enlarged by more than
-    the rounding to a multiple. The picture must be at least `side_multiple` on both sides.
+    the rounding to a step; but one longer than 4 to 1 is enlarged until its short side fills the longest bucket, and
+    cut. The picture must be at least `side_multiple` on both sides.
     """
     own = math.isqrt(picture.width * picture.height) // side_multiple * side_multiple
     table = shapes(max(side_multiple, min(resolution, own)), side_multiple)

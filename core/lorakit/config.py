@@ -13,6 +13,7 @@ import tomli
 from pydantic import BaseModel, ValidationError
 
 from lorakit.errors import ConfigError
+from lorakit.family import Family
 from lorakit.registry import Shelf
 from lorakit.request import Origin, Request, Who
 from lorakit.settings import Settings
@@ -60,15 +61,17 @@ def parse_set(text: str) -> Table:
     return table
 
 
-def load(layers: Sequence[Layer], presets: Shelf[Path], default_presets: Mapping[str, str | None]) -> Request:
+def load(layers: Sequence[Layer], families: Shelf[Family], presets: Shelf[Path]) -> Request:
     """The request that `layers` make together with their preset, which lies below all of them.
 
     The preset is the one named by the last layer that names one, else the family's default.
     """
-    family = _last(layers, "family")
-    if not isinstance(family, str):
+    name, where = _last(layers, "family")
+    if name is None:
         raise ConfigError("no model family is named", fix="Say --family NAME; `lorakit families` lists them.")
-    preset = _preset(layers, family, presets, default_presets)
+    if not isinstance(name, str):
+        raise ConfigError(f"family = {name!r} is not a name", where=where, fix="Write it in quotes.")
+    preset = _preset(layers, families.find(name, where), presets)
     return build([preset, *layers] if preset else layers)
 
 
@@ -104,27 +107,29 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield path, value
 
 
-def _last(layers: Sequence[Layer], key: str) -> Any:
-    return next((layer.table[key] for layer in reversed(layers) if key in layer.table), None)
+def _last(layers: Sequence[Layer], key: str) -> tuple[Any, str]:
+    """The value that the strongest layer gives to a top setting, and where; None where nobody does."""
+    return next(((layer.table[key], layer.where) for layer in reversed(layers) if key in layer.table), (None, ""))
 
 
-def _preset(
-    layers: Sequence[Layer], family: str, presets: Shelf[Path], defaults: Mapping[str, str | None]
-) -> Layer | None:
-    asked = _last(layers, "preset")
-    name = asked if isinstance(asked, str) else defaults.get(family)
+def _preset(layers: Sequence[Layer], family: Family, presets: Shelf[Path]) -> Layer | None:
+    asked, where = _last(layers, "preset")
+    name = asked if isinstance(asked, str) else family.default_preset
     if name is None or name == "none":
         return None
-    full = name if "/" in name else f"{family}/{name}"
-    where = next((layer.where for layer in reversed(layers) if "preset" in layer.table), "")
+    full = name if "/" in name else f"{family.name}/{name}"
+    if full not in presets and not isinstance(asked, str):
+        raise ConfigError(
+            f"{family.title}'s usual preset {full} is not installed", fix="Say --preset none to go without one."
+        )
     table = read_toml(presets.find(full, where))
     owner = table.get("family", full.partition("/")[0])
-    if owner != family:
+    if owner != family.name:
         raise ConfigError(
-            f"the preset {full} is for the family '{owner}', not '{family}'",
+            f"the preset {full} is for the family '{owner}', not '{family.name}'",
             where=where,
             why="its values were chosen for another architecture",
-            fix=f"Use --preset {family}/NAME or --family {owner}.",
+            fix=f"Use --preset {family.name}/NAME or --family {owner}.",
         )
     return Layer({**table, "preset": full}, f"preset {full}", "preset")
 

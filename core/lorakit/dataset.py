@@ -16,6 +16,7 @@ from lorakit.settings import PlannedData
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 REPEATS = re.compile(r"^(\d+)_(.+)$")  # kohya's convention: 40_maya is shown 40 times an epoch
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+MUCH = 0.25  # share of a picture that may be cut away before it is worth saying
 ORIENTATION = 0x0112  # the EXIF tag
 STORED_SIDES = (0x0100, 0x0101)  # the tags of a TIFF's width and height
 
@@ -79,7 +80,7 @@ def index(data: Sequence[PlannedData], side_multiple: int) -> Dataset:
             f"{_count(len(unreadable), 'picture')} cannot be used: {_some(unreadable)}",
             fix="Mend, replace or remove them; nothing was started.",
         )
-    notes = (*_caption_notes(uncaptioned, len(samples)), *_size_notes(samples, small))
+    notes = (*_caption_notes(uncaptioned, len(samples)), *_size_notes(samples, small), *_folder_notes(data))
     _check_paths_are_distinct(samples)
     return Dataset(tuple(samples), notes)
 
@@ -110,7 +111,9 @@ def _repeats(folder: Path, data: PlannedData) -> int:
     named = REPEATS.match(folder.resolve().name)
     if data.repeats is not None:
         return data.repeats
-    return max(1, int(named.group(1))) if named else 1
+    if named and not int(named.group(1)):
+        raise DataError(f"{folder} is shown 0 times, by its name", fix="Rename it, set data.repeats, or leave it out.")
+    return int(named.group(1)) if named else 1
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
@@ -156,6 +159,10 @@ def _caption(path: Path, data: PlannedData, uncaptioned: list[tuple[Path, str]])
     text = "" if data.captions == "none" else _text_beside(path, data.captions)
     if not text and (data.captions != "none" or not data.trigger):
         uncaptioned.append((path, data.trigger))
+    if "[trigger]" in text and not data.trigger:
+        raise DataError(
+            f"the caption of {path} holds [trigger], and no trigger word is named", fix="Say --trigger WORD."
+        )
     return with_trigger(text, data.trigger)
 
 
@@ -184,19 +191,35 @@ def _caption_notes(uncaptioned: Sequence[tuple[Path, str]], total: int) -> tuple
     mute = [str(path) for path, trigger in uncaptioned if not trigger]
     if mute:
         raise DataError(
-            f"{_count(len(mute), 'picture')} of {total} have no caption: {_some(mute)}",
+            f"{_count(len(mute), 'picture')} of {total} without a caption: {_some(mute)}",
+            where="data",
             fix="Write a text file of the same name beside each, or name a trigger word (--trigger) to stand alone.",
         )
     if not uncaptioned:
         return ()
-    return (f"{_count(len(uncaptioned), 'picture')} of {total} have no caption; the trigger word stands alone there",)
+    return (f"{_count(len(uncaptioned), 'picture')} of {total} without a caption; the trigger word stands alone there",)
 
 
 def _size_notes(samples: Sequence[Sample], small: int) -> tuple[str, ...]:
-    if not small:
-        return ()
-    which = _count(small, "picture")
-    return (f"{which} of {len(samples)} are smaller than the training resolution; they are taught at their own size",)
+    cut = sum(sample.fit.cropped > MUCH for sample in samples)
+    found = (
+        (small, "smaller than the training resolution, taught at its own size"),
+        (cut, "cut by more than a quarter to fit a bucket"),
+    )
+    return tuple(f"{_count(count, 'picture')} of {len(samples)} {what}" for count, what in found if count)
+
+
+def _folder_notes(data: Sequence[PlannedData]) -> tuple[str, ...]:
+    """Sub-folders that look meant and are not read, because the folder holds pictures of its own."""
+    roots = [Path(entry.folder).expanduser() for entry in data]
+    passed = [
+        str(inner)
+        for root in roots
+        if any(True for _ in _pictures(root))
+        for inner in sorted(root.iterdir())
+        if inner.is_dir() and REPEATS.match(inner.name) and inner not in roots
+    ]
+    return (f"not read, because the folder above holds pictures itself: {_some(passed)}",) if passed else ()
 
 
 def _check_paths_are_distinct(samples: Iterable[Sample]) -> None:

@@ -26,7 +26,7 @@ def to_toml(plan: Plan) -> Iterator[str]:
             section = top
             yield ""
             yield f"[{section}]"
-        if choice.value is not None:
+        if choice.value is not None and (name != "train.updates" or choice.value):  # 0 where there are no pictures
             yield from _line(leaf or name, choice.value, _why(choice))
 
 
@@ -55,7 +55,8 @@ def _why(choice: Choice) -> str:
     if choice.because == "default":
         return "default"
     asked = choice.because.startswith("asked for")
-    return choice.decided_by if asked else f"{choice.decided_by}: {choice.because}"
+    said = choice.decided_by if asked else f"{choice.decided_by}: {choice.because}"
+    return " ".join(said.split())  # a line break would end the comment
 
 
 def arithmetic(plan: Plan) -> list[str]:

@@ -48,8 +48,7 @@ class Kit:
         from lorakit.config import Layer
 
         made = [layer if isinstance(layer, Layer) else Layer(layer, "the call") for layer in layers]
-        defaults = {name: family.default_preset for name, family in self.shelves.families.items()}
-        return config.load(made, self.shelves.presets, defaults)
+        return config.load(made, self.shelves.families, self.shelves.presets)
 
     def plan(self, request: Request | Mapping[str, Any]) -> Plan:
         """The plan of a request; its `problems` may hold errors, which `train` refuses."""

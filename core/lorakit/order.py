@@ -35,7 +35,7 @@ def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
     return sum(-(-count // batch_size) for count in dataset.buckets().values())
 
 
-def arithmetic(dataset: Dataset, train: PlannedTrain) -> Arithmetic:
+def arithmetic(dataset: Dataset, train: PlannedTrain, seed: int) -> Arithmetic:
     """The run's arithmetic; `train.updates` and `train.epochs` agree already."""
     batches = batches_per_epoch(dataset, train.batch_size)
     total = min(train.updates * train.accumulation, round(train.epochs * batches)) if batches else 0
@@ -47,15 +47,17 @@ def arithmetic(dataset: Dataset, train: PlannedTrain) -> Arithmetic:
         batches=total,
         updates=train.updates,
         epochs=train.epochs,
-        passes=_passes(dataset, train.batch_size, total),
+        passes=_passes(dataset, train.batch_size, seed, total),
         effective_batch=train.batch_size * train.accumulation,
         buckets=tuple((str(shape), count) for shape, count in dataset.buckets().items()),
     )
 
 
-def _passes(dataset: Dataset, batch_size: int, batches: int) -> int:
+def _passes(dataset: Dataset, batch_size: int, seed: int, batches: int) -> int:
+    """Pictures shown in the first `batches` batches of a run."""
     whole, rest = divmod(batches, max(1, batches_per_epoch(dataset, batch_size)))
-    return whole * dataset.passes + min(rest * batch_size, dataset.passes)
+    begun = epoch(dataset, batch_size, seed, whole)[:rest] if rest else []
+    return whole * dataset.passes + sum(map(len, begun))
 
 
 def epoch(dataset: Dataset, batch_size: int, seed: int, number: int) -> list[tuple[int, ...]]:
@@ -87,7 +89,7 @@ def turns(dataset: Dataset, train: PlannedTrain, seed: int, start: int = 0) -> I
     Passes are numbered through the run, so draws that depend on the number do not depend on how passes are batched.
     """
     stream = _stream(dataset, train.batch_size, seed, start * train.accumulation)
-    rest = arithmetic(dataset, train).batches - start * train.accumulation
+    rest = arithmetic(dataset, train, seed).batches - start * train.accumulation
     while rest > 0:
         size = min(train.accumulation, rest)
         yield [next(stream) for _ in range(size)]

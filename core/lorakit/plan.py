@@ -57,6 +57,8 @@ class Plan(BaseModel):
         """The plan that `to_json` wrote."""
         try:
             plan = Plan.model_validate_json(text)
+            if plan.version != VERSION:
+                raise ValueError(f"it has the form {plan.version}, and this lorakit reads the form {VERSION}")
         except ValueError as error:
             raise RunError(
                 f"{where} is not a plan that this lorakit reads",

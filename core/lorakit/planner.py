@@ -71,7 +71,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
         lorakit=__version__,
         settings=settings,
         choices=dict(sorted(draft.choices.items(), key=lambda item: _place(item[0]))),
-        arithmetic=arithmetic(dataset, settings.train),
+        arithmetic=arithmetic(dataset, settings.train, settings.seed),
         plugins={plugin.name: plugin.version for plugin in sorted(plugins, key=lambda one: one.name)},
     )
     return plan.model_copy(update={"problems": tuple(_problems(plan, family, dataset, shelves, pm))})

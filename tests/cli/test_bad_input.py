@@ -102,7 +102,7 @@ def test_no_captions(capsys, tmp_path, folder):
     for file in folder.glob("*.txt"):
         file.unlink()
     said = refused(capsys, *train(tmp_path, folder))
-    assert "3 pictures of 3 have no caption" in said
+    assert "3 pictures of 3 without a caption" in said
     assert "--trigger" in said
 
 

@@ -106,3 +106,9 @@ def test_by_hand_at_1024(picture, shape, resized, corner):
 def test_the_share_that_is_cropped():
     assert fit(Shape(3000, 2000), 1024, 16).cropped == pytest.approx(1 - 1216 / 1248)
     assert fit(Shape(4000, 4000), 1024, 16).cropped == 0
+
+
+@pytest.mark.parametrize("resolution", [64, 512, 768, 1024, 1328])
+def test_upright_pictures_fare_like_wide_ones(resolution):
+    table = shapes(resolution, 16)
+    assert {Shape(one.height, one.width) for one in table} == set(table)

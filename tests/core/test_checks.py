@@ -71,4 +71,4 @@ def test_the_toy_at_a_size_it_was_not_made_for(problems, resolution, odd):
 def test_missing_captions_are_noted_where_the_trigger_stands_in(problems, pictures):
     (pictures / "0.txt").unlink()
     [problem] = problems()
-    assert problem == "1 picture of 4 have no caption; the trigger word stands alone there"
+    assert problem == "1 picture of 4 without a caption; the trigger word stands alone there"

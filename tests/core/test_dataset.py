@@ -139,7 +139,7 @@ def test_a_missing_caption_is_the_trigger_and_noted(tmp_path, caption):
     picture(tmp_path / "b.png", caption=caption)
     dataset = read(tmp_path)
     assert [sample.caption for sample in dataset.samples] == ["sks, a cat", "sks"]
-    assert dataset.notes == ("1 picture of 2 have no caption; the trigger word stands alone there",)
+    assert dataset.notes == ("1 picture of 2 without a caption; the trigger word stands alone there",)
 
 
 def test_each_folder_may_have_its_own_trigger(tmp_path):
@@ -157,7 +157,7 @@ def test_neither_caption_nor_trigger_is_refused(tmp_path, captions):
     for number in range(7):
         picture(tmp_path / f"{number}.png")
     message = refusal(tmp_path, trigger="", captions=captions)
-    assert "7 pictures of 7 have no caption" in message
+    assert "7 pictures of 7 without a caption" in message
     assert "0.png" in message
     assert "and 2 more" in message
     assert "--trigger" in message
@@ -231,3 +231,23 @@ def test_two_folders_with_pictures_of_one_name_are_different_pictures(tmp_path):
     picture(tmp_path / "one" / "a.png")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert read(tmp_path / "one", tmp_path / "two").passes == 2
+
+
+def test_what_is_worth_saying(tmp_path):
+    picture(tmp_path / "own" / "small.png", (32, 32), "a")
+    picture(tmp_path / "own" / "long.png", (1000, 100), "b")
+    picture(tmp_path / "own" / "40_maya" / "inner.png", (64, 64), "c")
+    notes = read(tmp_path / "own").notes
+    assert "1 picture of 2 smaller than the training resolution, taught at its own size" in notes
+    assert "1 picture of 2 cut by more than a quarter to fit a bucket" in notes
+    assert any("not read" in note and "40_maya" in note for note in notes)
+
+
+def test_a_folder_shown_no_times_is_refused(tmp_path):
+    picture(tmp_path / "0_maya" / "a.png", (64, 64), "a")
+    assert "0 times, by its name" in refusal(tmp_path / "0_maya")
+
+
+def test_a_placeholder_without_a_trigger_is_refused(tmp_path):
+    picture(tmp_path / "a.png", (64, 64), "[trigger] smiling")
+    assert "holds [trigger]" in refusal(tmp_path, trigger="")

@@ -101,16 +101,23 @@ def test_updates_run_across_epochs():
 @given(DATASETS, SIZES, SIZES, SEEDS, st.integers(1, 3))
 def test_the_arithmetic_is_what_happens(data, batch_size, accumulation, seed, epochs):
     train = lasting(data, epochs, batch_size=batch_size, accumulation=accumulation)
-    meant = arithmetic(data, train)
+    meant = arithmetic(data, train, seed)
     updates = list(turns(data, train, seed))
     assert meant.updates == len(updates)
     assert meant.batches == sum(len(update) for update in updates)
     assert meant.passes == sum(len(turn.samples) for update in updates for turn in update)
 
 
+@given(DATASETS, SIZES, SEEDS, st.integers(1, 20))
+def test_passes_are_exact_in_the_middle_of_an_epoch_too(data, batch_size, seed, updates):
+    train = lasting(data, updates=updates, batch_size=batch_size)
+    shown = sum(len(turn.samples) for update in turns(data, train, seed) for turn in update)
+    assert arithmetic(data, train, seed).passes == shown
+
+
 def test_the_seeds_arithmetic():
     data = dataset(*[(0, 40)] * 70, *[(1, 20)] * 30)
-    one, ten = (arithmetic(data, lasting(data, epochs=epochs, accumulation=4)) for epochs in (1, 10))
+    one, ten = (arithmetic(data, lasting(data, epochs=epochs, accumulation=4), 0) for epochs in (1, 10))
     assert (ten.images, ten.passes_per_epoch, ten.batches_per_epoch) == (100, 3400, 3400)
     assert (ten.updates_per_epoch, one.updates, ten.updates) == (850, 850, 8500)
     assert (ten.passes, ten.batches, ten.effective_batch) == (34000, 34000, 4)
@@ -120,7 +127,7 @@ def test_the_seeds_arithmetic():
 def test_nothing_to_show():
     train = lasting(dataset(), epochs=10)
     assert list(turns(dataset(), train, 0)) == []
-    assert arithmetic(dataset(), train).passes == 0
+    assert arithmetic(dataset(), train, 0).passes == 0
 
 
 @pytest.mark.parametrize("repeats", [1, 7])

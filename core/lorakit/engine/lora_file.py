@@ -66,6 +66,7 @@ def metadata(plan: Plan, family: Family, dataset: Dataset, update: int) -> dict[
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.lora.rank),
         "ss_network_alpha": str(settings.lora.rank),  # the scale is folded in
+        "ss_network_args": "{}",
         "ss_v2": "False",
         "lorakit.version": plan.lorakit,
         "lorakit.template": settings.text_encoder.template,

@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lorakit.engine.adapter import Adapter
@@ -56,11 +57,16 @@ class Proof:
 def prove(file: Path, plan: Plan, family: Family, source: Source, denoiser: Denoiser, adapter: Adapter) -> Proof:
     """Read `file` back and compare with the adapter; TrainingError where an effect differs by more than rounding."""
     expected = {name: (lora_a, lora_b) for name, lora_a, lora_b in adapter.pairs()}
-    held = safetensors.torch.load_file(file)
+    try:
+        held = safetensors.torch.load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{file} cannot be read back", why=str(error), fix="Check the disk; the checkpoints are beside it."
+        ) from error
     fresh = _size(source.folder / denoiser.component) <= TWICE
     base = fresh_base(plan, family, source, denoiser, fresh)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in _linears(base)}
-    found = load_into(base, file, plan, family, denoiser.component)
+    found = load_into(base, file, held, plan, family, denoiser.component)
     worst, scale, loaded = compare(found, expected, next(iter(held.values())).dtype)
     if worst:
         raise TrainingError(
@@ -82,9 +88,12 @@ def fresh_base(plan: Plan, family: Family, source: Source, denoiser: Denoiser, r
 
 
 def load_into(
-    base: nn.Module, file: Path, plan: Plan, family: Family, component: str
+    base: nn.Module, file: Path, held: Mapping[str, Tensor], plan: Plan, family: Family, component: str
 ) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """(A, B, scale) of every layer that the family's diffusers pipeline loads from `file`."""
+    """(A, B, scale) of every layer that the family's diffusers pipeline loads from `file`, which holds `held`.
+
+    On a base without memory the layers have shapes and a scale only; their numbers are then taken from the file.
+    """
     import diffusers
 
     kind: Any = getattr(diffusers, family.variants[plan.settings.variant].pipeline)
@@ -96,7 +105,10 @@ def load_into(
         halves = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
         if halves[0] is not None and "proof" in halves[0]:
             scale = float(module.scaling["proof"])
-            found[name] = (halves[0]["proof"].weight.detach().cpu(), halves[1]["proof"].weight.detach().cpu(), scale)  # type: ignore[index]
+            lora_a, lora_b = (half["proof"].weight.detach() for half in halves)  # type: ignore[index]
+            if lora_a.is_meta:
+                lora_a, lora_b = (held[f"{component}.{name}.lora_{half}.weight"] for half in "AB")
+            found[name] = (lora_a.cpu(), lora_b.cpu(), scale)
     return found
 
 

@@ -59,8 +59,11 @@ def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
 def resume(folder: Path, plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
     """Go on from the newest checkpoint, or from the start where there is none."""
     done = checkpoint.saved(folder)
-    if (folder / f"{plan.settings.name}.safetensors").exists() and done and done[-1] >= plan.settings.train.updates:
-        raise RunError(f"the run {folder} is complete: {done[-1]} updates", fix="There is nothing to go on with.")
+    if (folder / f"{plan.settings.name}.safetensors").exists():  # written after the last update, and only then
+        raise RunError(
+            f"the run {folder} is complete: {plan.settings.train.updates} updates",
+            fix="There is nothing to go on with.",
+        )
     return recorded(folder, Run(plan, shelves, control).events(done[-1] if done else 0))
 
 

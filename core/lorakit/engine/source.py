@@ -51,7 +51,8 @@ def _download(name: str, components: tuple[str, ...]) -> Path:
         return Path(
             snapshot_download(name, allow_patterns=["model_index.json", *patterns], ignore_patterns=["*.bin", "*.pt"])
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (*HfHubHTTPError.__bases__, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        # the bases are the HTTP library's own errors, whichever library it is: a connection cut in the middle
         raise ModelError(
             f"the hub repository {name} cannot be fetched",
             where="model.source",
