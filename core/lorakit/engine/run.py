@@ -29,9 +29,9 @@ from lorakit.engine.phases import (
     phase,
 )
 from lorakit.engine.proof import prove
-from lorakit.engine.run_folder import claim, recorded
+from lorakit.engine.run_folder import claim, discard, recorded, refuse_if_taken
 from lorakit.engine.source import cache_folder, locate
-from lorakit.errors import RunError
+from lorakit.errors import LorakitError, RunError
 from lorakit.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -52,43 +52,56 @@ from lorakit.registry import Shelves
 
 
 def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
-    """Start the run in its folder."""
-    return recorded(claim(plan), Run(plan, shelves, control).events())
+    """Start the run; its folder is made once what can be checked before is, and stays only with a run in it."""
+    refuse_if_taken(plan)
+    run = Run(plan, shelves, control)
+    folder = claim(plan)
+    try:
+        yield from recorded(folder, run.events())
+    except LorakitError:
+        if not (run.trainer and run.trainer.updates):
+            discard(folder)
+        raise
 
 
 def resume(folder: Path, plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
     """Go on from the newest checkpoint, or from the start where there is none."""
     done = checkpoint.saved(folder)
-    if (folder / f"{plan.settings.name}.safetensors").exists():  # written after the last update, and only then
+    if any(folder.glob("*.safetensors")):  # written after the last update, and only then
         raise RunError(
             f"the run {folder} is complete: {plan.settings.train.updates} updates",
             fix="There is nothing to go on with.",
         )
-    return recorded(folder, Run(plan, shelves, control).events(done[-1] if done else 0))
+    run = Run(plan, shelves, control)
+    yield from recorded(folder, run.events(done[-1] if done else 0))
 
 
 class Run:
     """One carrying out of a plan."""
 
     def __init__(self, plan: Plan, shelves: Shelves, control: Control) -> None:
-        self.plan, self.shelves, self.control = plan, shelves, control
-        self.family = shelves.families.find(plan.settings.family)
+        self.plan, self.shelves, self.control, settings = plan, shelves, control, plan.settings
+        self.family = shelves.families.find(settings.family, "the plan")
+        self.scheduler_part = shelves.schedulers.find(settings.scheduler.name, "the plan")
+        self.optimizer_part = shelves.optimizers.find(settings.optimizer.name, "the plan")
+        shelves.quantizers.find(settings.quantization.name, "the plan")
+        self.device = memory.device_for(settings.model.device)
+        self.source = locate(plan, self.family)
         self.folder = plan.folder
         self.began = time.perf_counter()
         self.trainer: Trainer | None = None
 
     def events(self, start: int = 0) -> Generator[Event, None, None]:
         """Everything that happens, in order; a stop, a closed generator or Ctrl-C leaves a checkpoint."""
-        device = memory.device_for(self.plan.settings.model.device)
         yield RunStarted(
             folder=str(self.folder),
             name=self.plan.settings.name,
-            device=_describe(device),
+            device=_describe(self.device),
             versions=_versions(),
             resumed_from=start,
         )
         try:
-            yield from self._work(device, start)
+            yield from self._work(start)
         except StopAsked:
             self._save_now()
             yield RunStopped(update=self._done(start), reason=self.control.reason, folder=str(self.folder))
@@ -96,11 +109,10 @@ class Run:
             self._save_now()
             raise
 
-    def _work(self, device: torch.device, start: int) -> Generator[Event, None, None]:
+    def _work(self, start: int) -> Generator[Event, None, None]:
         dataset = yield from self._index()
-        source = locate(self.plan, self.family)
         cache = Cache(cache_folder(self.plan))
-        context = Context(self.plan, self.family, self.shelves, source, cache, device, self.control)
+        context = Context(self.plan, self.family, self.shelves, self.source, cache, self.device, self.control)
         texts = yield from cache_text(context, dataset)
         latents, coder = yield from cache_images(context, dataset)
         cache.files.save()
@@ -126,18 +138,17 @@ class Run:
                 f"{self.plan.arithmetic.images}",
                 fix="Put them back as they were, or start a new run.",
             )
-        note = f"{len(dataset.samples)} pictures, {len(dataset.buckets())} shapes"
+        note = f"{len(dataset.samples)} pictures, {len(dataset.buckets())} shapes".replace("1 shapes", "1 shape")
         yield PhaseFinished(phase="index", seconds=time.perf_counter() - began, note=note)
         return dataset
 
     def _trainer(self, denoiser: Denoiser, adapter: Adapter, start: int) -> Trainer:
         settings = self.plan.settings
-        scheduler = self.shelves.schedulers[settings.scheduler.name].resolve()(
-            settings.scheduler, self.family.flow_shift
-        )
-        optimizer = self.shelves.optimizers[settings.optimizer.name].resolve()(adapter.flat, settings.optimizer)
+        scheduler = self.scheduler_part.resolve()(settings.scheduler, self.family.flow_shift)
+        optimizer = self.optimizer_part.resolve()(adapter.flat, settings.optimizer)
         dtype = self.context.source.dtype
         trainer = Trainer(self.plan, denoiser, adapter, scheduler, optimizer, self.family.patch, dtype)
+        trainer.describe = lambda number: str(self.dataset.samples[number].path)
         if start:
             trainer.restore(checkpoint.load(self.folder, start, self.context.device))
         self.trainer = trainer
