@@ -79,7 +79,7 @@ def test_the_empty_caption_is_cached_where_captions_are_dropped(make_plan):
 
 
 def test_cached_values_are_the_encoded_ones(make_plan, context_for, family, drained):
-    plan = make_plan()
+    plan = make_plan(sampling={"prompts": ["a red circle"], "every": "epoch"})
     context, dataset = context_for(plan), dataset_of(plan)
     texts = drained(cache_text(context, dataset))
     latents, coder = drained(cache_images(context, dataset))
@@ -177,6 +177,7 @@ def test_what_feeds_neither_changes_no_name(make_plan, text_key, latent_key):
 def test_a_file_is_hashed_once_and_remembered(tmp_path, monkeypatch):
     file = tmp_path / "picture.png"
     file.write_bytes(b"one")
+    monkeypatch.setattr("lorakit.engine.cache.SETTLED", -1)
     hashes = FileHashes(tmp_path / "files.json")
     digest = hashes.of(file)
     hashes.save()
@@ -185,7 +186,17 @@ def test_a_file_is_hashed_once_and_remembered(tmp_path, monkeypatch):
     assert again.of(file) == digest
 
 
-def test_an_edit_in_place_of_the_same_size_and_time_is_noticed(tmp_path):
+def test_a_file_that_was_just_written_is_read_again(tmp_path):
+    file = tmp_path / "picture.png"
+    file.write_bytes(b"one")
+    hashes = FileHashes(tmp_path / "files.json")
+    before = hashes.of(file)
+    file.write_bytes(b"two")  # perhaps within the same tick of the file system's clock
+    assert hashes.of(file) != before
+
+
+def test_an_edit_in_place_of_the_same_size_and_time_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr("lorakit.engine.cache.SETTLED", -1)
     file = tmp_path / "picture.png"
     file.write_bytes(b"one")
     hashes = FileHashes(tmp_path / "files.json")

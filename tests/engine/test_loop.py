@@ -174,9 +174,9 @@ def test_sigmoid_gathers_in_the_middle_and_uniform_does_not(uniform):
 def test_weighted_counts_levels_by_a_bell_of_mean_one(uniform):
     scheduler = FlowMatch(PlannedScheduler(name="flowmatch", timesteps="weighted"), None)
     weight = scheduler.weight(uniform)
-    assert float(weight.mean()) == pytest.approx(1.0, abs=0.03)
+    assert float(weight.mean()) == pytest.approx(1.0, abs=0.01)
     points = scheduler.weight(torch.tensor([0.001, 0.25, 0.5, 0.876, 1.0]))
-    assert points.tolist() == pytest.approx([0.447, 0.715, 0.925, 1.5227, 0.906], abs=1e-4)
+    assert points.tolist() == pytest.approx([v / 0.9832 for v in (0.447, 0.715, 0.925, 1.5227, 0.906)], abs=2e-4)
 
 
 def test_weights_reach_the_loss(make_plan, make_trainer, samples):

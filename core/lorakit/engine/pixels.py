@@ -10,6 +10,7 @@ from torch import Tensor
 from lorakit.dataset import Sample, orientation
 from lorakit.errors import DataError
 
+VERSION = 1  # of what happens to pixels here; raised when it changes, so that cached latents are made anew
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 TO_8_BIT = 257  # 65535 / 255
 AGAIN = "Put it back as it was, or start a new run."

@@ -28,7 +28,7 @@ from lorakit.engine.phases import (
     load_model,
     phase,
 )
-from lorakit.engine.proof import prove
+from lorakit.engine.proof import Proof, prove
 from lorakit.engine.run_folder import claim, discard, recorded, refuse_if_taken
 from lorakit.engine.source import cache_folder, locate
 from lorakit.errors import LorakitError, RunError
@@ -258,17 +258,21 @@ class Run:
     def _finish(self, trainer: Trainer, painter: preview.Painter | None) -> Iterator[Event]:
         settings = self.plan.settings
         path = self.folder / f"{settings.name}.safetensors"
-        proofs: list[str] = []
+        proofs: list[Proof] = []
 
         def save() -> Iterator[str]:
-            write_atomically(path, self._file())
+            aside = self.folder / ".unproven" / path.name
+            write_atomically(aside, self._file())
             yield path.name
             with self.adapter.at(1.0, self._average()):
-                proof = prove(path, self.plan, self.family, self.context.source, self.denoiser, self.adapter)
-            proofs.append(str(proof))
-            yield str(proof)
+                proofs.append(prove(aside, self.plan, self.family, self.context.source, self.denoiser, self.adapter))
+            aside.replace(path)
+            aside.parent.rmdir()
+            yield str(proofs[-1])
 
-        yield from phase("save", 2, save(), lambda: proofs[-1])
+        yield from phase("save", 2, save(), lambda: str(proofs[-1]))
+        if not proofs[-1].holds:
+            yield Warned(message=f"the file will not work everywhere as it was taught: {proofs[-1]}")
         if trainer.average is not None:
             raw = path.with_name(f"{settings.name}-raw.safetensors")
             write_atomically(raw, self._raw())
@@ -285,7 +289,7 @@ class Run:
             update=trainer.updates,
             folder=str(self.folder),
             lora=str(path),
-            proof=proofs[-1],
+            proof=str(proofs[-1]),
             seconds=time.perf_counter() - self.began,
         )
 
