@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 demo: .venv/run
 	rm -rf runs/demo
-	$(BIN)/lorakit train --family qwen --preset toy --data docs/examples/pictures --trigger sks --name demo
+	$(BIN)/lorakit train --config docs/examples/demo.toml
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2

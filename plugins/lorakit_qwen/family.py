@@ -58,6 +58,7 @@ class Qwen(Family):
         "txt_mlp.net.2",
     )
     side_multiple = 16
+    toy_resolution = 48
     patch = 2
     base_model_version = "qwen_image"
     # scheduler_config.json of Qwen/Qwen-Image
@@ -108,7 +109,7 @@ class Qwen(Family):
         return QwenDenoiser(source)
 
     def toy(self, folder: Path, variant: str) -> None:
-        """A trained 64-pixel toy of the real classes, shipped with the plugin (made by tests/toys/train_qwen.py)."""
+        """A trained 48-pixel toy of the real classes, shipped with the plugin (made by tests/toys/train_qwen.py)."""
         shutil.copytree(TOY, folder, dirs_exist_ok=True)
         about = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         about["_class_name"] = self.variants[variant].pipeline

@@ -1,17 +1,15 @@
-"""A little world of coloured shapes: pictures, captions, a judge for both, and one new concept to learn.
+"""A little world of coloured shapes: pictures, captions, and a judge that says what a picture shows.
 
-Needs numpy and Pillow, not torch. The shipped toy models were trained on this world, so a picture that they
-make can be judged without a network: `classify` says what is shown, and `concept_score` how well the new
-concept was learned. `python -m lorakit.testing.shapes` writes the example pictures of the documentation.
+Needs numpy and Pillow, not torch. The shipped toy models were trained on this world, so a picture that they make can
+be judged without a network.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -46,11 +44,6 @@ PLACES: Mapping[str, tuple[int, int]] = {
     "at the top": (0, -1),
     "at the bottom": (0, 1),
 }
-
-CONCEPT_NAME = "sks ring"
-CONCEPT_SHAPE = "ring"
-CONCEPT_COLOUR: Colour = (235, 40, 190)
-CONCEPT_CAPTION = f"a {CONCEPT_NAME}"
 
 
 # Drawing ------------------------------------------------------------------------------------------------
@@ -208,8 +201,8 @@ def _random_colour(chance: random.Random) -> Colour:
 
 def classify(image: Image.Image) -> tuple[str, str] | None:
     """Name the colour and the shape that a picture shows, or say None where it shows nothing."""
-    pixels = _pixels(image)
-    mask = _shape_mask(pixels)
+    pixels = pixels_of(image)
+    mask = shape_mask(pixels)
     if mask.mean() < 0.01:
         return None
     median = np.median(pixels[mask], axis=0)
@@ -228,18 +221,20 @@ def accuracy(images: list[Image.Image], scenes: list[Scene]) -> float:
 
 def where(image: Image.Image) -> Point | None:
     """The middle of what is shown, in parts of width and height, or None where nothing is shown."""
-    mask = _shape_mask(_pixels(image))
+    mask = shape_mask(pixels_of(image))
     if not mask.any():
         return None
     rows, columns = np.nonzero(mask)
     return float(columns.mean() + 0.5) / mask.shape[1], float(rows.mean() + 0.5) / mask.shape[0]
 
 
-def _pixels(image: Image.Image) -> Pixels:
+def pixels_of(image: Image.Image) -> Pixels:
+    """The picture as (H, W, 3) numbers from 0 to 255."""
     return np.asarray(image.convert("RGB"), dtype=np.float64)
 
 
-def _shape_mask(pixels: Pixels) -> Mask:
+def shape_mask(pixels: Pixels) -> Mask:
+    """Where something other than the background is shown, (H, W)."""
     mask: Mask = np.abs(pixels - np.array(BACKGROUND)).max(axis=-1) > 40
     return mask
 
@@ -263,7 +258,7 @@ def _within(indices: npt.NDArray[np.int_], side: int) -> Mask:
 
 def _template(shape: str) -> Mask:
     if shape not in _TEMPLATES:
-        _TEMPLATES[shape] = _outline(_shape_mask(_pixels(draw(shape, WHITE, size=(128, 128)))))
+        _TEMPLATES[shape] = _outline(shape_mask(pixels_of(draw(shape, WHITE, size=(128, 128)))))
     return _TEMPLATES[shape]
 
 
@@ -272,58 +267,3 @@ _TEMPLATES: dict[str, Mask] = {}
 
 def _overlap(first: Mask, second: Mask) -> float:
     return float((first & second).sum() / max(1, (first | second).sum()))
-
-
-# The new concept ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Example:
-    """One picture of the new concept and its caption."""
-
-    image: Image.Image
-    caption: str
-
-
-def concept_examples(count: int = 12, side: int = 128, seed: int = 7) -> Iterator[Example]:
-    """Draw the new concept in varied places and sizes; every second picture has the bare caption."""
-    chance = random.Random(seed)
-    told = [("", "on the left"), ("small", ""), ("", "on the right"), ("large", ""), ("", "at the top")]
-    told.append(("", "at the bottom"))
-    for index in range(count):
-        size, place = told[index // 2 % len(told)] if index % 2 else ("", "")
-        center, radius = jitter(chance, size, place, (side, side))
-        image = draw(CONCEPT_SHAPE, CONCEPT_COLOUR, size=(side, side), center=center, radius=radius)
-        words = ("a", size, CONCEPT_NAME, place)
-        yield Example(image, " ".join(word for word in words if word))
-
-
-def write_concept_examples(folder: Path) -> list[Path]:
-    """Write the example pictures, each with a caption file beside it, and return the pictures' paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, example in enumerate(concept_examples(), start=1):
-        path = folder / f"sks-{number:02}.png"
-        example.image.save(path, optimize=True)
-        path.with_suffix(".txt").write_text(example.caption + "\n", encoding="utf-8")
-        paths.append(path)
-    return paths
-
-
-def concept_score(image: Image.Image) -> float:
-    """How well a picture shows the new concept: 1 is a perfect drawing of it, 0 is nothing like it."""
-    pixels = _pixels(image)
-    mask = _shape_mask(pixels)
-    middle = where(image)
-    if middle is None or mask.mean() < 0.01:
-        return 0.0
-    # the best drawing is the concept on the same spot with the same area, so neither place nor size is judged
-    radius = math.sqrt(float(mask.mean()) / math.pi)
-    best = _pixels(draw(CONCEPT_SHAPE, CONCEPT_COLOUR, size=image.size, center=middle, radius=radius))
-    looked_at = mask | _shape_mask(best)
-    difference = np.abs(pixels - best).mean(axis=-1)[looked_at].mean()
-    return max(0.0, 1.0 - float(difference) / 100)
-
-
-if __name__ == "__main__":
-    write_concept_examples(Path("docs/examples/pictures"))
