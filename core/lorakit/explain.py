@@ -93,7 +93,7 @@ def _how_often(plan: Plan, every: int | str) -> str:
 
 def _count(number: float, noun: str) -> str:
     plural = f"{noun}es" if noun.endswith(("ss", "tch")) else f"{noun}s"
-    return f"{number:.10g} {noun if number == 1 else plural}"
+    return f"{round(number, 2):.10g} {noun if number == 1 else plural}"
 
 
 def diff(one: Plan, other: Plan) -> Mapping[str, tuple[object, object]]:
