@@ -283,3 +283,25 @@ def test_the_plan_is_kept_as_it_was(kit, make_plan):
     list(kit.train(plan))
     assert read_plan(plan.folder) == plan
     assert json.loads((plan.folder / "plan.json").read_text())["settings"]["name"] == "run"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_memory_that_runs_out_is_told_with_what_to_change_and_the_run_is_saved(kit, make_plan, monkeypatch, error):
+    plan = make_plan(**SIX, save={"every": 0})
+    update = Trainer.update
+
+    def fail_at_third(self, *given):
+        if self.updates == 2:
+            raise error
+        return update(self, *given)
+
+    monkeypatch.setattr(Trainer, "update", fail_at_third)
+    with pytest.raises(TrainingError) as caught:
+        list(kit.train(plan))
+    said = str(caught.value)
+    assert "does not suffice, after update 2" in said
+    assert "Change, in this order: " in said
+    assert said.index("quantization.name = 'int8'") < said.index("train.accumulation does not help")
+    assert checkpoint.saved(plan.folder) == [2]
+    monkeypatch.undo()
+    assert list(kit.resume(plan.folder))[-1].update == 6

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lorakit.advice import loss_spikes
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.checkpoint import State
 from lorakit.engine.draws import draw
@@ -131,8 +132,8 @@ class Trainer:
         raise TrainingError(
             f"the loss or gradient of update {self.updates + 1} is not a finite number (loss {loss}, gradient {norm})",
             why=f"it was computed on {shown}",
-            fix="Lower optimizer.learning_rate, and look at these pictures; `lorakit resume` goes on from the last "
-            "checkpoint.",
+            fix=f"Try, in this order: {'; '.join(loss_spikes(self.plan))}. `lorakit resume` goes on from the last "
+            "checkpoint",
         )
 
 

@@ -36,6 +36,11 @@ def peak(device: torch.device) -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
+def is_exhausted(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on the device or on the host."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
 def release() -> None:
     """Give freed memory back."""
     gc.collect()

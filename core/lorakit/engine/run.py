@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.version
 
+from lorakit.advice import out_of_memory
 from lorakit.control import Control
 from lorakit.dataset import Dataset, index
 from lorakit.engine import checkpoint, lora_file, memory, preview
@@ -31,7 +32,7 @@ from lorakit.engine.phases import (
 from lorakit.engine.proof import Proof, prove
 from lorakit.engine.run_folder import claim, discard, recorded, refuse_if_taken
 from lorakit.engine.source import cache_folder, locate
-from lorakit.errors import LorakitError, RunError
+from lorakit.errors import LorakitError, RunError, TrainingError
 from lorakit.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -108,6 +109,15 @@ class Run:
         except (GeneratorExit, KeyboardInterrupt):
             self._save_now()
             raise
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_exhausted(error):
+                raise
+            self._save_now()
+            raise TrainingError(
+                f"the memory of {_describe(self.device)} does not suffice, after update {self._done(start)}",
+                why=str(error).strip().splitlines()[0] if str(error).strip() else "",
+                fix=f"Change, in this order: {'; '.join(out_of_memory(self.plan))}.",
+            ) from error
 
     def _work(self, start: int) -> Generator[Event, None, None]:
         dataset = yield from self._index()
