@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from lorakit.captions import CaptionAdvice
+
 if TYPE_CHECKING:
     from lorakit.engine.parts import Denoiser, ImageCoder, Source, TextEncoder
     from lorakit.plan import Plan
@@ -85,6 +87,8 @@ class Family(ABC):
     patch: ClassVar[int] = 1
     """Side, in latent pixels, of the square that becomes one token."""
     trainable_text_encoder: ClassVar[bool] = False
+    caption_advice: ClassVar[CaptionAdvice | None] = None
+    """How captions and prompts are best written, if the family has an opinion."""
     toy_resolution: ClassVar[int] = 64
     """Side in pixels that the toy model was made for."""
 

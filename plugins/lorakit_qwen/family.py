@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from lorakit import Family, FlowShift, Rule, Variant, hookimpl, never, only, prefer
+from lorakit.captions import SUBJECT, CaptionAdvice
 
 if TYPE_CHECKING:
     from lorakit import Plan, Request
@@ -63,6 +64,18 @@ class Qwen(Family):
     base_model_version = "qwen_image"
     # scheduler_config.json of Qwen/Qwen-Image
     flow_shift = FlowShift(base_tokens=256, base_shift=0.5, max_tokens=8192, max_shift=0.9, terminal=0.02)
+
+    caption_advice = CaptionAdvice(
+        shortest=50,
+        longest=200,
+        order=(
+            ("quality", ("photorealistic", "high quality", "best quality", "masterpiece", "realistic photo")),
+            (SUBJECT, ()),
+            ("camera", ("shot on", "canon", "nikon", "mm", "lens", "close-up", "wide angle")),
+            ("lighting", ("lighting", "light", "sunlight", "backlit", "golden hour")),
+        ),
+        because="that of the characters' guide: quality, subject, details, camera, lighting",
+    )
 
     @hookimpl
     def scheduler_rules(self, request: Request) -> Iterator[Rule]:
