@@ -15,19 +15,11 @@ from lorakit.dataset import Dataset, index
 from lorakit.engine import checkpoint, lora_file, memory, preview
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.cache import Cache, write_atomically
+from lorakit.engine.caching import LatentStore, TextStore, cache_images, cache_text
+from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
 from lorakit.engine.parts import Denoiser, ImageCoder, Text
-from lorakit.engine.phases import (
-    Context,
-    LatentStore,
-    StopAsked,
-    TextStore,
-    Work,
-    cache_images,
-    cache_text,
-    load_model,
-    phase,
-)
+from lorakit.engine.phases import Context, StopAsked, Work, phase
 from lorakit.engine.proof import prove
 from lorakit.engine.run_folder import claim, recorded
 from lorakit.engine.source import cache_folder, locate
