@@ -81,6 +81,7 @@ def build(layers: Sequence[Layer]) -> Request:
     origins: dict[str, Origin] = {}
     for layer in layers:
         _check_keys(layer.table, Settings, layer.where)
+        _forget_length(merged, layer.table, origins)
         _merge(merged, layer.table, origins, Origin(layer.by, layer.where))
     try:
         settings = Settings.model_validate_json(json.dumps(merged, default=str), strict=True)  # 16, not "16" or true
@@ -144,12 +145,23 @@ def _merge(into: Table, table: Mapping[str, Any], origins: dict[str, Origin], or
             origins[f"{prefix}{key}"] = origin
 
 
+def _forget_length(merged: Table, table: Mapping[str, Any], origins: dict[str, Origin]) -> None:
+    """A layer that says how long a run is, in updates or in epochs, overrides what those below it said in either."""
+    length = ("updates", "epochs")
+    section = table.get("train")
+    if isinstance(section, Mapping) and any(name in section for name in length):
+        for name in length:
+            merged.get("train", {}).pop(name, None)
+            origins.pop(f"train.{name}", None)
+
+
 def _check_keys(table: Mapping[str, Any], model: type[BaseModel], where: str, prefix: str = "") -> None:
     """Refuse unknown keys with the nearest known one, and a table where a value belongs or the reverse."""
     for key, value in table.items():
         path = f"{prefix}{key}"
         if key not in model.model_fields:
-            near = _elsewhere(key) or difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+            near = _elsewhere(key) or [f"{prefix}{name}" for name in close]
             hint = f"Did you mean {near[0]}? " if near else ""
             raise ConfigError(
                 f"there is no setting '{path}'",
@@ -160,13 +172,14 @@ def _check_keys(table: Mapping[str, Any], model: type[BaseModel], where: str, pr
         items = value if isinstance(value, (list, tuple)) else [value]
         if inner is None:
             if isinstance(value, Mapping):
-                raise ConfigError(f"'{path}' is a value, not a section", where=where)
+                raise ConfigError(f"'{path}' is a value, not a section", where=where, fix=f"Write {path} = VALUE.")
             continue
         form = "[[data]]" if key == "data" else f"[{path}]"
         if not all(isinstance(item, Mapping) for item in items):
             raise ConfigError(f"'{path}' is a section, not a value", where=where, fix=f"Write {form}.")
         if (key == "data") != isinstance(value, (list, tuple)):
-            raise ConfigError(f"'{path}' is written in the wrong form", where=where, fix=f"Write {form}.")
+            option = "Say --data DIR, or write" if key == "data" else "Write"
+            raise ConfigError(f"'{path}' is written in the wrong form", where=where, fix=f"{option} {form} in a file.")
         for item in items:
             _check_keys(item, inner, where, f"{path}.")
 

@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorakit.buckets import Fit, Shape, fit
 from lorakit.errors import DataError
 from lorakit.settings import PlannedData
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 REPEATS = re.compile(r"^(\d+)_(.+)$")  # kohya's convention: 40_maya is shown 40 times an epoch
@@ -137,7 +141,7 @@ def _size(path: Path, unreadable: list[str]) -> Shape | None:
             width, height = image.size
             if image.format == "TIFF":  # newer Pillow gives the size as seen, older the size as stored
                 width, height = (image.getexif()[tag] for tag in STORED_SIDES)
-            if image.getexif().get(ORIENTATION) in SIDEWAYS:
+            if orientation(image) in SIDEWAYS:
                 width, height = height, width
             return Shape(width, height)
     except UnidentifiedImageError:
@@ -145,6 +149,16 @@ def _size(path: Path, unreadable: list[str]) -> Shape | None:
     except (OSError, ValueError, LookupError, SyntaxError, Image.DecompressionBombError) as error:
         unreadable.append(f"{path} ({error})")
     return None
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an opened picture, 1 where it has none; no pixel is decoded for it.
+
+    A PNG whose EXIF stands after its pixels is taken as it lies, because finding out would mean decoding it.
+    """
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    return int(image.getexif().get(ORIENTATION, 1))
 
 
 def _large_enough(path: Path, size: Shape, side_multiple: int, unreadable: list[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from lorakit.plan import Plan
+from lorakit.plan import DERIVED, Plan
 from lorakit.rules import Choice
 
 COMMENT_AT = 40  # the column where comments stand, where the setting leaves room
@@ -26,7 +26,9 @@ def to_toml(plan: Plan) -> Iterator[str]:
             section = top
             yield ""
             yield f"[{section}]"
-        if choice.value is not None and (name != "train.updates" or choice.value):  # 0 where there are no pictures
+        if choice.because == DERIVED:  # said, but not set: it follows from the other whatever else is changed
+            yield f"# {leaf} = {choice.value:g}, {DERIVED}"
+        elif choice.value is not None:
             yield from _line(leaf or name, choice.value, _why(choice))
 
 
@@ -67,15 +69,16 @@ def arithmetic(plan: Plan) -> list[str]:
     shapes = ", ".join(f"{shape} ({count})" for shape, count in sums.buckets[:6])
     more = f" and {len(sums.buckets) - 6} more shapes" if len(sums.buckets) > 6 else ""
     return [
-        f"pictures     {sums.images}; with their repeats {sums.passes_per_epoch} passes an epoch",
+        f"pictures     {sums.images}, with their repeats {_count(sums.passes_per_epoch, 'pass')} an epoch",
         f"shapes       {shapes}{more}",
         f"an update    batches of {settings.train.batch_size} x {settings.train.accumulation} accumulated"
-        f" = {sums.effective_batch} passes",
-        f"an epoch     {sums.passes_per_epoch} passes in {sums.batches_per_epoch} batches"
-        f" = {sums.updates_per_epoch:g} updates",
-        f"the run      {sums.epochs:g} epochs = {sums.updates} updates = {sums.passes} passes",
+        f" = {_count(sums.effective_batch, 'pass')}",
+        f"an epoch     {_count(sums.passes_per_epoch, 'pass')} in {_count(sums.batches_per_epoch, 'batch')}"
+        f" = {_count(sums.updates_per_epoch, 'update')}",
+        f"the run      {_count(sums.epochs, 'epoch')} = {_count(sums.updates, 'update')}"
+        f" = {_count(sums.passes, 'pass')}",
         f"checkpoints  {_how_often(plan, settings.save.every)}, the newest {settings.save.keep} kept",
-        f"previews     {_how_often(plan, settings.sampling.every)}, {len(settings.sampling.prompts)} prompts",
+        f"previews     {_how_often(plan, settings.sampling.every)}, {_count(len(settings.sampling.prompts), 'prompt')}",
         f"the file     {plan.folder / settings.name}.safetensors",
     ]
 
@@ -84,8 +87,13 @@ def _how_often(plan: Plan, every: int | str) -> str:
     if not every:
         return "none"
     if every == "epoch":
-        return f"each epoch ({plan.arithmetic.updates_per_epoch:g} updates)"
+        return f"each epoch ({_count(plan.arithmetic.updates_per_epoch, 'update')})"
     return f"each {every} updates"
+
+
+def _count(number: float, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith(("ss", "tch")) else f"{noun}s"
+    return f"{number:.10g} {noun if number == 1 else plural}"
 
 
 def diff(one: Plan, other: Plan) -> Mapping[str, tuple[object, object]]:

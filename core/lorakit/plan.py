@@ -14,6 +14,7 @@ from lorakit.rules import Choice
 from lorakit.settings import Planned
 
 VERSION = 1  # of the JSON form
+DERIVED = "from the other, by the run's arithmetic"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from lorakit.errors import ConfigError, ModelError, PluginError
 from lorakit.family import Family, Variant
 from lorakit.fields import fields, timesteps, voices
 from lorakit.order import arithmetic, batches_per_epoch
-from lorakit.plan import Plan, Problem, agree
+from lorakit.plan import DERIVED, Plan, Problem, agree
 from lorakit.plugins import Plugin, call
 from lorakit.registry import Shelves
 from lorakit.request import Request
@@ -153,16 +153,11 @@ def _absolute(folder: str) -> str:
 
 
 def _fill_length(draft: Draft, dataset: Dataset) -> None:
-    """Updates and epochs that agree; of two that different parties set, the user's counts."""
+    """Updates and epochs that agree."""
     request, train = draft.request, draft.request.settings.train
     updates, epochs = train.updates, train.epochs
     origins = {name: request.origins.get(f"train.{name}") for name in ("updates", "epochs")}
-    by = {name: origin.by for name, origin in origins.items() if origin}
-    if by.get("updates") == "user" and by.get("epochs") == "preset":
-        epochs = None
-    if by.get("epochs") == "user" and by.get("updates") == "preset":
-        updates = None
-    why = "from the other, by the run's arithmetic"
+    why = DERIVED
     if updates is None and epochs is None:
         epochs, why = 10.0, "neither updates nor epochs are set"
     batches = batches_per_epoch(dataset, train.batch_size)

@@ -131,7 +131,7 @@ def _invalid(name: str, why: str) -> PluginError:
     return PluginError(
         f"the plugin '{name}' cannot be registered",
         why=" ".join(why.split()),
-        fix=f"Mend it, or leave it out: `lorakit --without {name} ...`.",
+        fix=f"Mend it, or leave it out (`lorakit --without {name} ...`; for a file, without its --plugin).",
     )
 
 
@@ -153,5 +153,5 @@ def _run(implementation: pluggy.HookImpl, arguments: Mapping[str, Any], hook: st
         raise PluginError(
             f"the plugin '{implementation.plugin_name}' fails in {hook}",
             why=f"{type(error).__name__}: {error}",
-            fix="Report it to its author, or leave it out with --without.",
+            fix="Report it to its author, or leave it out (--without NAME; for a file, without its --plugin).",
         ) from error

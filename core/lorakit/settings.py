@@ -186,7 +186,9 @@ class Settings(Section):
     family: Annotated[str, Field(min_length=1)] = Field(description="Model family, by its registered name.")
     variant: str | None = Field(None, description="Published model of the family. Default: the family's.")
     preset: str | None = Field(None, description="Preset to start from, `NAME` or `FAMILY/NAME`; `none` for no preset.")
-    name: Name | None = Field(None, description="Name of the run and its file. Default: the trigger, or the family.")
+    name: Name | None = Field(
+        None, description="Name of the run and its file. Default: the trigger, else family and variant."
+    )
     trigger: Annotated[str, Field(max_length=200)] = Field(
         "", description="Word that calls what is taught; put before captions that lack it."
     )

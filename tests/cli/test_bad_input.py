@@ -37,7 +37,7 @@ def train(tmp_path, folder, *more):
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("train.bach_size=2", "Did you mean batch_size?"),
+        ("train.bach_size=2", "Did you mean train.batch_size?"),
         ("tran.batch_size=2", "Did you mean train?"),
         ("lr=1e-4", "optimizer.learning_rate"),
         ("train.batch_size=0", "greater than or equal to 1"),
@@ -54,14 +54,13 @@ def train(tmp_path, folder, *more):
         ("text_encoder.template=chat", "Known are"),
         ("sampling.width=70", "multiple of 16"),
         ("name=../escape", "name"),
-        ("train.epochs=3", "disagree"),
+        ("train.epochs=x", "number"),
         ("nonsense", "key=value"),
         ("data=pictures", "[[data]]"),
     ],
 )
 def test_settings(capsys, tmp_path, folder, setting, says):
-    more = ["--set", "train.updates=5"] if "epochs" in setting else []
-    assert says in refused(capsys, *train(tmp_path, folder, "--set", setting, *more))
+    assert says in refused(capsys, *train(tmp_path, folder, "--set", setting))
     assert not (tmp_path / "runs").exists()
 
 
@@ -72,6 +71,14 @@ def test_every_refusal_names_where_it_was_set(capsys, tmp_path, folder):
     said = refused(capsys, *train(tmp_path, folder, "--config", file))
     assert f"Set in {file}." in said
     assert "batch_size" in said
+
+
+def test_updates_and_epochs_that_disagree(capsys, tmp_path, folder):
+    file = tmp_path / "run.toml"
+    file.write_text("[train]\nupdates = 5\nepochs = 3\n")
+    said = refused(capsys, *train(tmp_path, folder, "--config", file))
+    assert "disagree" in said
+    assert "3 epochs of 1 batches are 3 updates" in said
 
 
 def test_files_that_are_no_configuration(capsys, tmp_path, folder):

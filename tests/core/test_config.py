@@ -29,8 +29,8 @@ def refusal(table, where="run.toml"):
     ("table", "unknown", "suggestion"),
     [
         ({"trian": {}}, "'trian'", "train"),
-        ({"lora": {"rnak": 8}}, "'lora.rnak'", "rank"),
-        ({"train": {"batchsize": 2}}, "'train.batchsize'", "batch_size"),
+        ({"lora": {"rnak": 8}}, "'lora.rnak'", "lora.rank"),
+        ({"train": {"batchsize": 2}}, "'train.batchsize'", "train.batch_size"),
         ({"rank": 8}, "'rank'", "lora.rank"),
         ({"lora": {"learning_rate": 1e-4}}, "'lora.learning_rate'", "optimizer.learning_rate"),
         ({"lr": 1e-4}, "'lr'", "optimizer.learning_rate"),

@@ -44,7 +44,7 @@ def test_toml_holds_every_setting_that_has_a_value(kit, asked):
 
 def test_the_arithmetic_in_words(kit, asked):
     words = "\n".join(arithmetic(kit.plan({**asked, "train": {"epochs": 10, "accumulation": 4}})))
-    assert "4; with their repeats 4 passes an epoch" in words
+    assert "4, with their repeats 4 passes an epoch" in words
     assert "64x64 (3), 80x48 (1)" in words
     assert "batches of 1 x 4 accumulated = 4 passes" in words
     assert "10 epochs = 10 updates = 40 passes" in words

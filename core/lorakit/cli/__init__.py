@@ -33,6 +33,11 @@ def run(arguments: Sequence[str]) -> int:
     except LorakitError as error:
         click.echo(f"error: {error}", err=True)
         return error.exit_code
+    except click.NoSuchOption as error:
+        error.show()
+        if error.option_name in ("--without", "--plugin"):
+            click.echo(f"{error.option_name} stands before the command: lorakit {error.option_name} ... plan", err=True)
+        return 2
     except click.ClickException as error:
         error.show()
         return 2

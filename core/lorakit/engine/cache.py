@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lorakit.errors import DataError
+
+SETTLED = 2_000_000_000
+"""Nanoseconds after which a file that changes again must get another time stamp, on any file system."""
 
 
 class FileHashes:
@@ -39,8 +43,9 @@ class FileHashes:
             return str(known[1])
         with path.open("rb") as file:
             digest = _digest(file)
-        self._known[str(path.absolute())] = [stamp, digest]
-        self._changed = True
+        if time.time_ns() - stat.st_ctime_ns > SETTLED:
+            self._known[str(path.absolute())] = [stamp, digest]
+            self._changed = True
         return digest
 
     def of_folders(self, folders: Iterable[Path]) -> str:
@@ -106,15 +111,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     safetensors' own writer gives files mode 0600, which a ComfyUI service under another user cannot read.
     """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise DataError(
             f"{path} cannot be written", why=str(error), fix="Free some space, or name another --output."
         ) from error

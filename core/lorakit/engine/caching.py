@@ -109,7 +109,7 @@ class LatentStore:
             self._keys[sample] = self._context.cache.key(
                 kind="latents",
                 family=self._context.family.name,
-                version=self._context.family.encoding_version,
+                version=[self._context.family.encoding_version, pixels.VERSION],
                 coder=self._coder,
                 picture=self._context.cache.files.of(sample.path),
                 resized=str(brought.resized),
@@ -125,7 +125,8 @@ def cache_images(context: Context, dataset: Dataset) -> Work[tuple[LatentStore, 
     """Encode every picture that is not in the cache; the coder is kept for previews, if there are any."""
     store = LatentStore(context, dataset)
     missing = [sample for sample in dataset.samples if store.key(sample) not in context.cache]
-    draws = bool(context.plan.settings.sampling.prompts)
+    sampling = context.plan.settings.sampling
+    draws = bool(sampling.prompts) and bool(sampling.every or sampling.strengths)
     coder = context.family.image_coder(context.plan, context.source) if missing or draws else None
     if coder is not None:
         coder.module.requires_grad_(False).eval()

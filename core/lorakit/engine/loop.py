@@ -51,6 +51,7 @@ class Trainer:
         self.plan, self.denoiser, self.adapter = plan, denoiser, adapter
         self.scheduler, self.optimizer = scheduler, optimizer
         self.average = adapter.flat.detach().clone() if plan.settings.train.ema else None
+        self.describe: Callable[[int], str] = str  # a sample, in words, by its index
         self.updates = 0
         self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
         self._patch, self._dtype, self._device = patch, dtype, adapter.flat.device
@@ -126,10 +127,10 @@ class Trainer:
     def _check(self, loss: float, norm: float, turns: Sequence[Turn]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        shown = sorted({index for turn in turns for index in turn.samples})
+        shown = ", ".join(sorted({self.describe(index) for turn in turns for index in turn.samples}))
         raise TrainingError(
             f"the loss or gradient of update {self.updates + 1} is not a finite number (loss {loss}, gradient {norm})",
-            why=f"it was computed on the samples {shown}",
+            why=f"it was computed on {shown}",
             fix="Lower optimizer.learning_rate, and look at these pictures; `lorakit resume` goes on from the last "
             "checkpoint.",
         )

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import safetensors.torch
 import torch
@@ -59,7 +59,7 @@ def metadata(plan: Plan, family: Family, dataset: Dataset, update: int) -> dict[
         "modelspec.implementation": "diffusers",
         "modelspec.title": settings.name,
         "modelspec.resolution": f"{settings.train.resolution}x{settings.train.resolution}",
-        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
         "modelspec.prediction_type": settings.scheduler.name,
         "ss_base_model_version": family.base_model_version,
         "ss_output_name": settings.name,

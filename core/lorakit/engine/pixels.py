@@ -7,23 +7,27 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lorakit.dataset import Sample
+from lorakit.dataset import Sample, orientation
 from lorakit.errors import DataError
 
+VERSION = 1  # of what happens to pixels here; raised when it changes, so that cached latents are made anew
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 TO_8_BIT = 257  # 65535 / 255
+AGAIN = "Put it back as it was, or start a new run."
 
 
 def load(sample: Sample) -> Tensor:
     """The sample's pixels, (3, H, W) float32 in [-1, 1], in its bucket's shape."""
     try:
         with Image.open(sample.path) as image:
-            upright = ImageOps.exif_transpose(image)
-            rgb = to_rgb(upright)
+            turned = orientation(image) != 1
+            rgb = to_rgb(ImageOps.exif_transpose(image) if turned else image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"the picture {sample.path} cannot be decoded", why=str(error), fix="Replace or remove it."
         ) from error
+    if rgb.size != (sample.size.width, sample.size.height):
+        raise DataError(f"the picture {sample.path} was {sample.size} when the run was planned, and is not", fix=AGAIN)
     brought = sample.fit
     resized = rgb.resize((brought.resized.width, brought.resized.height), Image.Resampling.LANCZOS)
     box = (brought.left, brought.top, brought.left + brought.shape.width, brought.top + brought.shape.height)

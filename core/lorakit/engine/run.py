@@ -20,10 +20,10 @@ from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
 from lorakit.engine.parts import Denoiser, ImageCoder, Text
 from lorakit.engine.phases import Context, StopAsked, Work, phase
-from lorakit.engine.proof import prove
-from lorakit.engine.run_folder import claim, recorded
+from lorakit.engine.proof import Proof, prove
+from lorakit.engine.run_folder import claim, discard, recorded, refuse_if_taken
 from lorakit.engine.source import cache_folder, locate
-from lorakit.errors import RunError
+from lorakit.errors import LorakitError, RunError
 from lorakit.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -44,43 +44,56 @@ from lorakit.registry import Shelves
 
 
 def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
-    """Start the run in its folder."""
-    return recorded(claim(plan), Run(plan, shelves, control).events())
+    """Start the run; its folder is made once what can be checked before is, and stays only with a run in it."""
+    refuse_if_taken(plan)
+    run = Run(plan, shelves, control)
+    folder = claim(plan)
+    try:
+        yield from recorded(folder, run.events())
+    except LorakitError:
+        if not (run.trainer and run.trainer.updates):
+            discard(folder)
+        raise
 
 
 def resume(folder: Path, plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
     """Go on from the newest checkpoint, or from the start where there is none."""
     done = checkpoint.saved(folder)
-    if (folder / f"{plan.settings.name}.safetensors").exists():  # written after the last update, and only then
+    if any(folder.glob("*.safetensors")):  # written after the last update, and only then
         raise RunError(
             f"the run {folder} is complete: {plan.settings.train.updates} updates",
             fix="There is nothing to go on with.",
         )
-    return recorded(folder, Run(plan, shelves, control).events(done[-1] if done else 0))
+    run = Run(plan, shelves, control)
+    yield from recorded(folder, run.events(done[-1] if done else 0))
 
 
 class Run:
     """One carrying out of a plan."""
 
     def __init__(self, plan: Plan, shelves: Shelves, control: Control) -> None:
-        self.plan, self.shelves, self.control = plan, shelves, control
-        self.family = shelves.families.find(plan.settings.family)
+        self.plan, self.shelves, self.control, settings = plan, shelves, control, plan.settings
+        self.family = shelves.families.find(settings.family, "the plan")
+        self.scheduler_part = shelves.schedulers.find(settings.scheduler.name, "the plan")
+        self.optimizer_part = shelves.optimizers.find(settings.optimizer.name, "the plan")
+        shelves.quantizers.find(settings.quantization.name, "the plan")
+        self.device = memory.device_for(settings.model.device)
+        self.source = locate(plan, self.family)
         self.folder = plan.folder
         self.began = time.perf_counter()
         self.trainer: Trainer | None = None
 
     def events(self, start: int = 0) -> Generator[Event, None, None]:
         """Everything that happens, in order; a stop, a closed generator or Ctrl-C leaves a checkpoint."""
-        device = memory.device_for(self.plan.settings.model.device)
         yield RunStarted(
             folder=str(self.folder),
             name=self.plan.settings.name,
-            device=_describe(device),
+            device=_describe(self.device),
             versions=_versions(),
             resumed_from=start,
         )
         try:
-            yield from self._work(device, start)
+            yield from self._work(start)
         except StopAsked:
             self._save_now()
             yield RunStopped(update=self._done(start), reason=self.control.reason, folder=str(self.folder))
@@ -88,11 +101,10 @@ class Run:
             self._save_now()
             raise
 
-    def _work(self, device: torch.device, start: int) -> Generator[Event, None, None]:
+    def _work(self, start: int) -> Generator[Event, None, None]:
         dataset = yield from self._index()
-        source = locate(self.plan, self.family)
         cache = Cache(cache_folder(self.plan))
-        context = Context(self.plan, self.family, self.shelves, source, cache, device, self.control)
+        context = Context(self.plan, self.family, self.shelves, self.source, cache, self.device, self.control)
         texts = yield from cache_text(context, dataset)
         latents, coder = yield from cache_images(context, dataset)
         cache.files.save()
@@ -118,18 +130,17 @@ class Run:
                 f"{self.plan.arithmetic.images}",
                 fix="Put them back as they were, or start a new run.",
             )
-        note = f"{len(dataset.samples)} pictures, {len(dataset.buckets())} shapes"
+        note = f"{len(dataset.samples)} pictures, {len(dataset.buckets())} shapes".replace("1 shapes", "1 shape")
         yield PhaseFinished(phase="index", seconds=time.perf_counter() - began, note=note)
         return dataset
 
     def _trainer(self, denoiser: Denoiser, adapter: Adapter, start: int) -> Trainer:
         settings = self.plan.settings
-        scheduler = self.shelves.schedulers[settings.scheduler.name].resolve()(
-            settings.scheduler, self.family.flow_shift
-        )
-        optimizer = self.shelves.optimizers[settings.optimizer.name].resolve()(adapter.flat, settings.optimizer)
+        scheduler = self.scheduler_part.resolve()(settings.scheduler, self.family.flow_shift)
+        optimizer = self.optimizer_part.resolve()(adapter.flat, settings.optimizer)
         dtype = self.context.source.dtype
         trainer = Trainer(self.plan, denoiser, adapter, scheduler, optimizer, self.family.patch, dtype)
+        trainer.describe = lambda number: str(self.dataset.samples[number].path)
         if start:
             trainer.restore(checkpoint.load(self.folder, start, self.context.device))
         self.trainer = trainer
@@ -239,17 +250,21 @@ class Run:
     def _finish(self, trainer: Trainer, painter: preview.Painter | None) -> Iterator[Event]:
         settings = self.plan.settings
         path = self.folder / f"{settings.name}.safetensors"
-        proofs: list[str] = []
+        proofs: list[Proof] = []
 
         def save() -> Iterator[str]:
-            write_atomically(path, self._file())
+            aside = self.folder / ".unproven" / path.name
+            write_atomically(aside, self._file())
             yield path.name
             with self.adapter.at(1.0, self._average()):
-                proof = prove(path, self.plan, self.family, self.context.source, self.denoiser, self.adapter)
-            proofs.append(str(proof))
-            yield str(proof)
+                proofs.append(prove(aside, self.plan, self.family, self.context.source, self.denoiser, self.adapter))
+            aside.replace(path)
+            aside.parent.rmdir()
+            yield str(proofs[-1])
 
-        yield from phase("save", 2, save(), lambda: proofs[-1])
+        yield from phase("save", 2, save(), lambda: str(proofs[-1]))
+        if not proofs[-1].holds:
+            yield Warned(message=f"the file will not work everywhere as it was taught: {proofs[-1]}")
         if trainer.average is not None:
             raw = path.with_name(f"{settings.name}-raw.safetensors")
             write_atomically(raw, self._raw())
@@ -266,7 +281,7 @@ class Run:
             update=trainer.updates,
             folder=str(self.folder),
             lora=str(path),
-            proof=proofs[-1],
+            proof=str(proofs[-1]),
             seconds=time.perf_counter() - self.began,
         )
 

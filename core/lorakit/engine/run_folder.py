@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -27,15 +28,21 @@ def read_plan(folder: Path) -> Plan:
     return plan
 
 
-def claim(plan: Plan) -> Path:
-    """The plan's folder, made and holding the plan; a folder that holds a run with checkpoints is never touched."""
+def refuse_if_taken(plan: Plan) -> None:
+    """Raise RunError where the plan's folder holds a run with checkpoints, which is never touched."""
     folder = plan.folder
-    if (folder / f"{plan.settings.name}.safetensors").exists() or checkpoint.saved(folder):
+    if any(folder.glob("*.safetensors")) or checkpoint.saved(folder):
+        chosen = plan.choices.get("name")
         raise RunError(
             f"there is a run in {folder} already",
-            where="name",
+            where=f"name, by {chosen.decided_by}" if chosen else "name",
             fix=f"Go on with it (`lorakit resume {folder}`), or choose another --name.",
         )
+
+
+def claim(plan: Plan) -> Path:
+    """The plan's folder, made and holding the plan."""
+    folder = plan.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / EVENTS).unlink(missing_ok=True)
@@ -43,6 +50,14 @@ def claim(plan: Plan) -> Path:
     except (OSError, LorakitError) as error:
         raise RunError(f"the run folder {folder} cannot be written", where="output", why=str(error)) from error
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Take away what `claim` made, where nothing else came to stand beside it."""
+    for name in (PLAN, EVENTS):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def recorded(folder: Path, events: Generator[Event, None, None]) -> Iterator[Event]:

@@ -89,7 +89,7 @@ def shifted(level: Tensor, factor: float) -> Tensor:
 
 
 # Loss weights over t of ai-toolkit's `weighted` (measured there on Flex.1-alpha; 1000 values, of which these are
-# enough to draw the curve); their mean over t is 1.
+# enough to draw the curve); divided by their mean, so that the mean weight is 1.
 _BELL_AT = (0.001, 0.05, 0.25, 0.5, 0.75, 0.876, 0.9, 1.0)
 _BELL = (0.447, 0.582, 0.715, 0.925, 1.355, 1.5227, 1.507, 0.906)
 
@@ -98,7 +98,7 @@ def _bell(t: Tensor) -> Tensor:
     at, value = torch.tensor(_BELL_AT, device=t.device), torch.tensor(_BELL, device=t.device)
     right = torch.searchsorted(at, t.float()).clamp(1, len(_BELL_AT) - 1)
     share = ((t - at[right - 1]) / (at[right] - at[right - 1])).clamp(0, 1)
-    return torch.lerp(value[right - 1], value[right], share)
+    return torch.lerp(value[right - 1], value[right], share) / torch.trapezoid(value, at)
 
 
 def _over(t: Tensor, latents: Tensor) -> Tensor:

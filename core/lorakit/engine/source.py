@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lorakit.engine.parts import Source
-from lorakit.errors import ModelError
+from lorakit.errors import ModelError, RunError
 from lorakit.family import Family
 from lorakit.plan import Plan
 from lorakit.planner import TOY
@@ -36,9 +37,12 @@ def cache_folder(plan: Plan) -> Path:
 def _toy(plan: Plan, family: Family) -> Path:
     folder = cache_folder(plan) / "toys" / f"{family.name}-{plan.settings.variant}-{__version__}"
     if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        family.toy(folder, plan.settings.variant)
-        (folder / "complete").touch()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            family.toy(folder, plan.settings.variant)
+            (folder / "complete").touch()
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written", where="output", why=str(error)) from error
     return folder
 
 
@@ -47,12 +51,13 @@ def _download(name: str, components: tuple[str, ...]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = [f"{component}/*" for component in components]
+    # the bases are the HTTP library's own errors, whichever library it is: a connection cut in the middle
+    failures: Any = (*HfHubHTTPError.__bases__, HFValidationError, LocalEntryNotFoundError, OSError)
     try:
         return Path(
             snapshot_download(name, allow_patterns=["model_index.json", *patterns], ignore_patterns=["*.bin", "*.pt"])
         )
-    except (*HfHubHTTPError.__bases__, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        # the bases are the HTTP library's own errors, whichever library it is: a connection cut in the middle
+    except failures as error:
         raise ModelError(
             f"the hub repository {name} cannot be fetched",
             where="model.source",

@@ -1,0 +1,149 @@
+"""The parts of the documentation that are made from the code; `python -m tests.docs.reference` writes them anew."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from lorakit import events, hooks
+from lorakit.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
+TABLES = {"data": "[[data]]"}
+
+
+# Settings -----------------------------------------------------------------------------------------------
+
+
+def settings() -> str:
+    """Every setting in one table for each section."""
+    schema = Settings.model_json_schema()
+    sections = {name: _section(schema, about) for name, about in schema["properties"].items()}
+    top = {name: about for name, about in schema["properties"].items() if sections[name] is None}
+    lines = ["### Top settings", "", "Written above the first section.", "", *_table(schema, "", top)]
+    for name, section in sections.items():
+        if section is not None:
+            form = TABLES.get(name, f"[{name}]")
+            lines += ["", f"### {form}", "", section["description"], "", *_table(schema, f"{name}.", section)]
+    return "\n".join(lines)
+
+
+def names() -> set[str]:
+    """Every setting by its dotted name, sections too."""
+    schema = Settings.model_json_schema()
+    found = set(schema["properties"])
+    for name, about in schema["properties"].items():
+        section = _section(schema, about)
+        found |= {f"{name}.{leaf}" for leaf in section["properties"]} if section else set()
+    return found
+
+
+def _section(schema: Mapping[str, Any], about: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    reference = about.get("$ref") or about.get("items", {}).get("$ref")
+    return schema["$defs"][reference.rpartition("/")[2]] if reference else None
+
+
+def _table(schema: Mapping[str, Any], prefix: str, group: Mapping[str, Any]) -> Iterator[str]:
+    properties = group.get("properties", group)
+    required = group.get("required", schema["required"])
+    yield "| setting | value | default | meaning |"
+    yield "|---|---|---|---|"
+    for name, about in properties.items():
+        default = "required" if name in required else _default(about.get("default"))
+        yield f"| `{prefix}{name}` | {_kind(about)} | {default} | {about['description']} |"
+
+
+def _default(value: object) -> str:
+    return "decided" if value is None else f"`{json.dumps(value)}`"
+
+
+def _kind(about: Mapping[str, Any]) -> str:
+    """The values that a setting may have, in words."""
+    if "anyOf" in about:
+        return " or ".join(_kind(one) for one in about["anyOf"] if one.get("type") != "null")
+    if "enum" in about:
+        return ", ".join(f"`{json.dumps(one)}`" for one in about["enum"])
+    if "const" in about:
+        return f"`{json.dumps(about['const'])}`"
+    if about["type"] == "array":
+        return _array(about)
+    kind = {"number": "number", "integer": "whole number", "boolean": "true or false", "string": "text"}[about["type"]]
+    bounds = [text.format(_bound(about[key])) for key, text in BOUNDS.items() if key in about]
+    if about.get("maxLength"):
+        bounds.append(f"of at most {about['maxLength']} characters")
+    if about.get("pattern"):
+        pattern = about["pattern"].replace("|", "\\|")
+        bounds.append(f"like `{pattern}`")
+    return f"{kind} {', '.join(bounds)}".strip()
+
+
+def _bound(value: float) -> str:
+    return f"{value:g}" if value < 2**53 else "2⁶³"
+
+
+def _array(about: Mapping[str, Any]) -> str:
+    if "prefixItems" in about:
+        return "list of " + " and ".join(_kind(one) for one in about["prefixItems"])
+    most = f", at most {about['maxItems']}" if "maxItems" in about else ""
+    least = f", at least {about['minItems']}" if "minItems" in about else ""
+    return f"list of {_kind(about['items'])}{least}{most}"
+
+
+# Events -------------------------------------------------------------------------------------------------
+
+
+def event_pages() -> str:
+    """Every event with its fields."""
+    lines = ["Every event has `time: float`, in seconds since 1970.", ""]
+    for name, kind in events.KINDS.items():
+        lines += [f"### {name}", "", inspect.cleandoc(kind.__doc__ or ""), ""]
+        own = [one for one in fields(kind) if one.name != "time"]
+        lines += ["| field | type |", "|---|---|"]
+        lines += [f"| `{one.name}` | `{one.type}` |" for one in own] + [""]
+    phases = ", ".join(f"`{one}`" for one in get_args(events.Phase))
+    return "\n".join([*lines, f"`Phase` is one of {phases}."])
+
+
+# Hooks --------------------------------------------------------------------------------------------------
+
+
+def hook_pages() -> str:
+    """Every hook with its exact signature."""
+    tree = ast.parse(inspect.getsource(hooks))
+    lines: list[str] = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and any(ast.unparse(one) == "hookspec" for one in node.decorator_list):
+            assert node.returns is not None
+            signature = f"{node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
+            lines += [f"### {node.name}", "", f"`{signature}`", "", ast.get_docstring(node) or "", ""]
+    return "\n".join(lines).rstrip()
+
+
+# Pages --------------------------------------------------------------------------------------------------
+
+MADE: Mapping[str, Callable[[], str]] = {
+    "configuration.md": settings,
+    "events.md": event_pages,
+    "hooks.md": hook_pages,
+}
+BEGIN = "<!-- made by `python -m tests.docs.reference`: begin -->"
+END = "<!-- made by `python -m tests.docs.reference`: end -->"
+
+
+def remade(page: str, text: str) -> str:
+    """The page's text with its made part as the code has it now."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{MADE[page]()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    for name in MADE:
+        path = DOCS / name
+        path.write_text(remade(name, path.read_text(encoding="utf-8")), encoding="utf-8")
