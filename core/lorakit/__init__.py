@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lorakit.control import Control
     from lorakit.errors import LorakitError
     from lorakit.events import Event
-    from lorakit.family import Family, FlowShift, Variant
+    from lorakit.family import Family, FlowShift, Recipe, Variant
     from lorakit.hooks import hookimpl
     from lorakit.kit import Kit
     from lorakit.plan import Plan, Problem
@@ -31,6 +31,7 @@ __all__ = [
     "Part",
     "Plan",
     "Problem",
+    "Recipe",
     "Registry",
     "Request",
     "Rule",
@@ -55,6 +56,7 @@ _HOMES = {
     "Part": "registry",
     "Plan": "plan",
     "Problem": "plan",
+    "Recipe": "family",
     "Registry": "registry",
     "Request": "request",
     "Rule": "rules",

@@ -71,8 +71,11 @@ def load(layers: Sequence[Layer], families: Shelf[Family], presets: Shelf[Path])
         raise ConfigError("no model family is named", fix="Say --family NAME; `lorakit families` lists them.")
     if not isinstance(name, str):
         raise ConfigError(f"family = {name!r} is not a name", where=where, fix="Write it in quotes.")
-    preset = _preset(layers, families.find(name, where), presets)
-    return build([preset, *layers] if preset else layers)
+    family = families.find(name, where)
+    preset = _preset(layers, family, presets)
+    below = [preset] if preset else []
+    recipe = _recipe([*below, *layers], family)
+    return build([*below, *recipe, *layers])
 
 
 def build(layers: Sequence[Layer]) -> Request:
@@ -133,6 +136,23 @@ def _preset(layers: Sequence[Layer], family: Family, presets: Shelf[Path]) -> La
             fix=f"Use --preset {family.name}/NAME or --family {owner}.",
         )
     return Layer({**table, "preset": full}, f"preset {full}", "preset")
+
+
+def _recipe(layers: Sequence[Layer], family: Family) -> list[Layer]:
+    """What the chosen sampling recipe says, as a layer above the preset and below the user's own settings."""
+    found = [layer for layer in layers if isinstance(layer.table.get("sampling"), Mapping)]
+    naming = next((layer for layer in reversed(found) if "recipe" in layer.table["sampling"]), None)
+    if naming is None:
+        return []
+    name = naming.table["sampling"]["recipe"]
+    if not isinstance(name, str) or name not in family.recipes:
+        known = ", ".join(family.recipes) or "none"
+        raise ConfigError(f"{family.title} has no sampling recipe {name!r}", where=naming.where, fix=f"Known: {known}.")
+    recipe = family.recipes[name]
+    said: Table = {"guidance": recipe.guidance, "steps": recipe.steps}
+    if recipe.shift is not None:
+        said["shift"] = recipe.shift
+    return [Layer({"sampling": said}, f"recipe {name}, named in {naming.where}", naming.by)]
 
 
 def _merge(into: Table, table: Mapping[str, Any], origins: dict[str, Origin], origin: Origin, prefix: str = "") -> None:

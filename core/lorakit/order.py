@@ -49,7 +49,7 @@ def arithmetic(dataset: Dataset, train: PlannedTrain, seed: int) -> Arithmetic:
         epochs=train.epochs,
         passes=_passes(dataset, train.batch_size, seed, total),
         effective_batch=train.batch_size * train.accumulation,
-        buckets=tuple((str(shape), count) for shape, count in dataset.buckets().items()),
+        buckets=tuple((str(bucket), count) for bucket, count in dataset.buckets().items()),
     )
 
 
@@ -65,7 +65,7 @@ def epoch(dataset: Dataset, batch_size: int, seed: int, number: int) -> list[tup
     draw = random.Random(f"order {seed} {number}")
     buckets: dict[object, list[int]] = {}
     for position, sample in enumerate(dataset.samples):
-        buckets.setdefault(sample.fit.shape, []).extend([position] * sample.repeats)
+        buckets.setdefault(sample.bucket, []).extend([position] * sample.repeats)
     batches: list[tuple[int, ...]] = []
     for members in buckets.values():
         draw.shuffle(members)

@@ -6,9 +6,9 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit import Family, FlowShift, Rule, Variant, hookimpl, never, only, prefer
+from lorakit import Family, FlowShift, Recipe, Rule, Variant, hookimpl, never, only, prefer
 
 if TYPE_CHECKING:
     from lorakit import Plan, Request
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from lorakit_qwen.model import QwenDenoiser, QwenImageCoder, QwenTextEncoder
 
 TOY = Path(__file__).parent / "toy"
+EDITING: dict[str, Any] = {"templates": ("edit", "text-to-image"), "components": ("processor",)}
+EDITING_SEVERAL: dict[str, Any] = EDITING | {
+    "pipeline": "QwenImageEditPlusPipeline", "references": 3, "text_reference_resolution": 384,
+}  # fmt: skip
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+FEED_FORWARD = ("net.0.proj", "net.2")
 
 
 class Qwen(Family):
@@ -31,31 +37,39 @@ class Qwen(Family):
             templates=("text-to-image",),
             summary="text to image",
         ),
+        "edit": Variant(
+            source="Qwen/Qwen-Image-Edit",
+            pipeline="QwenImageEditPipeline",
+            architecture="Qwen-Image-Edit/lora",
+            references=1,
+            text_reference_resolution=1024,
+            summary="edits one picture",
+            **EDITING,
+        ),
         "edit-2509": Variant(
             source="Qwen/Qwen-Image-Edit-2509",
-            pipeline="QwenImageEditPlusPipeline",
             architecture="Qwen-Image-Edit-Plus/lora",
-            templates=("edit", "text-to-image"),
-            components=("processor",),
-            summary="editing model, taught here without reference pictures",
+            summary="edits none to three pictures",
+            **EDITING_SEVERAL,
         ),
+        "edit-2511": Variant(
+            source="Qwen/Qwen-Image-Edit-2511",
+            architecture="Qwen-Image-Edit-2511/lora",
+            summary="edits none to three pictures, which it takes as free of noise",
+            **EDITING_SEVERAL,
+        ),
+    }
+    recipes: ClassVar = {
+        "seed": Recipe(guidance=3.5, steps=28, because="what lorakit's first users asked for"),
+        "card": Recipe(guidance=4.0, steps=40, because="the model card of Qwen-Image-Edit-2509"),
+        "comfyui": Recipe(guidance=2.5, steps=20, shift=3.0, because="ComfyUI's template image_qwen_image_edit_2509"),
     }
     default_variant = "image"
     default_preset = "character"
     components = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     lora_targets = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-        "img_mlp.net.0.proj",
-        "img_mlp.net.2",
-        "txt_mlp.net.0.proj",
-        "txt_mlp.net.2",
+        *(f"attn.{name}" for name in ATTENTION),
+        *(f"{stream}_mlp.{name}" for stream in ("img", "txt") for name in FEED_FORWARD),
     )
     side_multiple = 16
     patch = 2
@@ -79,7 +93,7 @@ class Qwen(Family):
         """The text encoder is never trained, and the edit template is the one that ComfyUI's edit node uses."""
         because = "it is a 7-billion vision-language model whose embeddings are cached; training it destabilises"
         yield never("text_encoder.train", True, because=because)
-        if request.settings.variant == "edit-2509":
+        if request.settings.variant not in (None, "image"):
             because = "ComfyUI's TextEncodeQwenImageEditPlus uses it even without a reference picture"
             yield prefer("text_encoder.template", "edit", because=because)
 
@@ -115,3 +129,7 @@ class Qwen(Family):
         if variant != "image":
             about["processor"] = ["transformers", "Qwen2VLProcessor"]
         (folder / "model_index.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        if variant == "edit-2511":  # whose transformer modulates references as at noise level 0
+            config = folder / "transformer" / "config.json"
+            table = json.loads(config.read_text(encoding="utf-8"))
+            config.write_text(json.dumps(table | {"zero_cond_t": True}, indent=1), encoding="utf-8")

@@ -90,7 +90,7 @@ def _section(name, table):
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas"),
         ({"sampling": {"prompts": "a cat"}}, "sampling.prompts"),
         ({"data": [{"folder": 3}]}, "data.0.folder"),
-        ({"data": [{}]}, "data.0.folder"),
+        ({"data": [{}]}, "data.0"),
         ({"seed": -1}, "seed"),
         ({"name": "a/b"}, "name"),
         ({"name": ".."}, "name"),

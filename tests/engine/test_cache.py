@@ -13,8 +13,8 @@ from PIL import Image
 
 from lorakit.dataset import index
 from lorakit.engine.cache import Cache, FileHashes, write_atomically
-from lorakit.engine.parts import Text
 from lorakit.engine.caching import LatentStore, TextStore, cache_images, cache_text, captions
+from lorakit.engine.parts import Text
 from lorakit.errors import DataError
 
 

@@ -16,10 +16,11 @@ from lorakit.dataset import Dataset
 from lorakit.engine import lora_file
 from lorakit.engine.adapter import attach
 from lorakit.engine.cache import Cache, write_atomically
+from lorakit.engine.caching import cache_text
 from lorakit.engine.draws import draw
 from lorakit.engine.loop import Trainer
 from lorakit.engine.parts import Batch, Source, Text
-from lorakit.engine.phases import Context, cache_text
+from lorakit.engine.phases import Context
 from lorakit.engine.preview import Painter, denoise, noise_for
 from lorakit.engine.schedulers import FlowMatch
 from lorakit.order import Turn
