@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from lorakit.family import Family
 from lorakit.plan import Plan, Problem
 
+NO_PICTURES = "no pictures are named: say --data FOLDER, or write [[data]] in the configuration"
+
 
 def core(plan: Plan, family: Family) -> Iterator[Problem]:
     """Problems that concern every family."""
@@ -17,7 +19,7 @@ def core(plan: Plan, family: Family) -> Iterator[Problem]:
 
 def _data(plan: Plan) -> Iterator[Problem]:
     if not plan.settings.data:
-        yield Problem("no pictures are named: say --data FOLDER, or write [[data]] in the configuration", "error")
+        yield Problem(NO_PICTURES, "error")
     elif plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size > plan.arithmetic.passes_per_epoch:
         short = plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size - plan.arithmetic.passes_per_epoch
         yield Problem(
@@ -52,6 +54,8 @@ def _length(plan: Plan) -> Iterator[Problem]:
 
 def _sizes(plan: Plan, family: Family) -> Iterator[Problem]:
     settings = plan.settings
+    if not family.variants[settings.variant].references and settings.train.reference_resolution is not None:
+        yield Problem("train.reference_resolution has no effect: this variant takes no reference pictures")
     for name in ("width", "height"):
         side = getattr(settings.sampling, name)
         if side % family.side_multiple:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ def build(layers: Sequence[Layer]) -> Request:
     """The request that `layers` make as they stand; every layer is checked by itself, so errors name their place."""
     merged: Table = {}
     origins: dict[str, Origin] = {}
-    for layer in layers:
+    notes: list[str] = []
+    for layer in (_translated(one, notes) for one in layers):
         _check_keys(layer.table, Settings, layer.where)
         _forget_length(merged, layer.table, origins)
         _merge(merged, layer.table, origins, Origin(layer.by, layer.where))
@@ -90,7 +91,7 @@ def build(layers: Sequence[Layer]) -> Request:
         settings = Settings.model_validate_json(json.dumps(merged, default=str), strict=True)  # 16, not "16" or true
     except ValidationError as error:
         raise explain(error, origins) from None
-    return Request(settings, origins)
+    return Request(settings, origins, tuple(dict.fromkeys(notes)))
 
 
 def schema() -> str:
@@ -153,6 +154,23 @@ def _recipe(layers: Sequence[Layer], family: Family) -> list[Layer]:
     if recipe.shift is not None:
         said["shift"] = recipe.shift
     return [Layer({"sampling": said}, f"recipe {name}, named in {naming.where}", naming.by)]
+
+
+def _translated(layer: Layer, notes: list[str]) -> Layer:
+    """The layer with our names for what [sampling] calls as other trainers do; each name is noted."""
+    section = layer.table.get("sampling")
+    if not isinstance(section, Mapping) or not section.keys() & SAMPLING_NAMES.keys():
+        return layer
+    ours = dict(section)
+    for theirs, (name, meaning) in SAMPLING_NAMES.items():
+        if theirs not in ours:
+            continue
+        if name in ours:
+            what = f"sampling.{theirs} and sampling.{name} are the same setting"
+            raise ConfigError(what, where=layer.where, fix=f"Leave out sampling.{theirs}.")
+        ours[name] = ours.pop(theirs)
+        notes.append(f"sampling.{theirs} is called sampling.{name} here{meaning}")
+    return replace(layer, table={**layer.table, "sampling": ours})
 
 
 def _merge(into: Table, table: Mapping[str, Any], origins: dict[str, Origin], origin: Origin, prefix: str = "") -> None:
@@ -248,6 +266,13 @@ ALIASES = {
     "dtype": "train.precision or save.dtype",
 }
 """Names that other trainers give to a setting, to suggest ours."""
+
+SAMPLING_NAMES = {
+    "guidance_scale": ("guidance", "; it is true classifier-free guidance"),
+    "sample_steps": ("steps", ""),
+    "neg": ("negative", ""),
+}
+"""Names that other trainers give to a setting of [sampling], which are taken for ours, and what to say of it."""
 
 
 def explain(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigError:

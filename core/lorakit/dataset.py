@@ -116,13 +116,6 @@ class _Folder:
     repeats: int
     data: PlannedData
 
-    def entries(self) -> Iterator[Entry]:
-        """What the folder or the list names."""
-        if self.data.list is not None:
-            return iter(pairs.listed(self.path))
-        found = (Entry(path, None, ()) for path in pictures.found(self.path))
-        return iter(pairs.matched(list(found), self.data.references))
-
 
 def index(data: Sequence[PlannedData], sizing: Sizing) -> Dataset:
     """Every picture of the folders with its caption, or a DataError that names what cannot be used."""
@@ -130,16 +123,15 @@ def index(data: Sequence[PlannedData], sizing: Sizing) -> Dataset:
     uncaptioned: list[tuple[Path, str]] = []
     unreadable: list[str] = []
     small = 0
-    for folder in (one for entry in data for one in _folders(entry)):
-        for entry in folder.entries():
-            size = pictures.size(entry.path, unreadable)
-            if size is None or not _large_enough(entry.path, size, sizing.side_multiple, unreadable):
-                continue
-            caption = _caption(entry, folder.data, uncaptioned)
-            brought = fit(size, folder.data.resolution, sizing.side_multiple)
-            small += size.width * size.height < (folder.data.resolution - sizing.side_multiple) ** 2
-            seen = tuple(_references(entry, sizing, unreadable))
-            samples.append(Sample(entry.path, caption, size, brought, folder.repeats, folder.path.name, seen))
+    for folder, entry in (pair for one in data for pair in _entries(one)):
+        size = pictures.size(entry.path, unreadable)
+        if size is None or not _large_enough(entry.path, size, sizing.side_multiple, unreadable):
+            continue
+        caption = _caption(entry, folder.data, uncaptioned)
+        brought = fit(size, folder.data.resolution, sizing.side_multiple)
+        small += size.width * size.height < (folder.data.resolution - sizing.side_multiple) ** 2
+        seen = tuple(_measured(entry.references, sizing, unreadable))
+        samples.append(Sample(entry.path, caption, size, brought, folder.repeats, folder.path.name, seen))
     if unreadable:
         raise DataError(
             f"{_count(len(unreadable), 'picture')} cannot be used: {_some(unreadable)}",
@@ -151,28 +143,38 @@ def index(data: Sequence[PlannedData], sizing: Sizing) -> Dataset:
     return Dataset(tuple(samples), notes)
 
 
-def reference(path: Path, sizing: Sizing, unreadable: list[str]) -> Reference | None:
-    """A reference picture, measured; None where it is none."""
-    size = pictures.size(path, unreadable)
-    if size is None:
-        return None
-    return Reference(path, size, sizing.shape(size), sizing.text_shape(size) if sizing.text_shape else None)
+def previewed(paths: Sequence[str], sizing: Sizing) -> tuple[Reference, ...]:
+    """The reference pictures of a preview, measured, or a DataError that names what cannot be used."""
+    unreadable: list[str] = []
+    found = tuple(_measured([Path(path) for path in paths], sizing, unreadable))
+    if unreadable:
+        what = f"references of previews cannot be used: {_some(unreadable)}"
+        raise DataError(what, where="sampling.references", fix="Check the paths.")
+    return found
 
 
-def _references(entry: Entry, sizing: Sizing, unreadable: list[str]) -> Iterator[Reference]:
-    for path in entry.references:
-        found = reference(path, sizing, unreadable)
-        if found is not None:
-            yield found
+def _measured(paths: Iterable[Path], sizing: Sizing, unreadable: list[str]) -> Iterator[Reference]:
+    for path in paths:
+        size = pictures.size(path, unreadable)
+        if size is not None:
+            text_shape = sizing.text_shape(size) if sizing.text_shape else None
+            yield Reference(path, size, sizing.shape(size), text_shape)
 
 
-def _folders(data: PlannedData) -> Iterator[_Folder]:
-    """The folder itself, or its sub-folders that are named `40_name` where it holds no pictures of its own."""
+def _entries(data: PlannedData) -> Iterator[tuple[_Folder, Entry]]:
+    """Every picture of a [[data]] table with the folder or list it is of; references may be for any of its folders."""
     if data.list is not None:
-        yield _Folder(Path(data.list).expanduser(), data.repeats or 1, data)
+        file = Path(data.list).expanduser()
+        yield from ((_Folder(file, data.repeats or 1, data), entry) for entry in pairs.listed(file))
         return
     assert data.folder is not None
-    root = Path(data.folder).expanduser()
+    found = [(one, path) for one in _folders(data, Path(data.folder).expanduser()) for path in pictures.found(one.path)]
+    entries = pairs.matched([Entry(path, None, ()) for _, path in found], data.references)
+    yield from zip((folder for folder, _ in found), entries, strict=True)
+
+
+def _folders(data: PlannedData, root: Path) -> Iterator[_Folder]:
+    """The folder itself, or its sub-folders that are named `40_name` where it holds no pictures of its own."""
     if not root.exists():
         raise DataError(f"there is no folder {root}", where="data.folder", fix="Check the path.")
     if not root.is_dir():

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from lorakit import __version__, checks
 from lorakit.config import explain, leaves
-from lorakit.dataset import Dataset, Sizing, index
+from lorakit.dataset import Dataset, Sizing, index, previewed
 from lorakit.errors import ConfigError, ModelError, PluginError
 from lorakit.family import Family, Variant
 from lorakit.fields import fields, timesteps, voices
@@ -61,9 +61,10 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     shelves.optimizers.find(request.settings.optimizer.name, request.where("optimizer.name"))
     _fill_plain(draft, family, variant)
     data = tuple(PlannedData.model_validate(one) for one in draft.table["data"])
-    dataset = index(data, _sizing(draft, family))
+    sizing = _sizing(draft, family)
+    dataset = index(data, sizing)
     _fill_length(draft, dataset)
-    _fill_previews(draft, family, dataset)
+    _fill_previews(draft, family, dataset, sizing)
     _note_the_rest(draft)
     _check_source(draft.table["model"]["source"], family, variant, request)
     settings = _planned(draft)
@@ -74,7 +75,8 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
         arithmetic=arithmetic(dataset, settings.train, settings.seed),
         plugins={plugin.name: plugin.version for plugin in sorted(plugins, key=lambda one: one.name)},
     )
-    return plan.model_copy(update={"problems": tuple(_problems(plan, family, dataset, shelves, pm))})
+    problems = tuple(_problems(plan, family, dataset, shelves, pm, request.notes))
+    return plan.model_copy(update={"problems": problems})
 
 
 def _planned(draft: Draft) -> Planned:
@@ -182,7 +184,7 @@ def _fill_length(draft: Draft, dataset: Dataset) -> None:
             draft.put(Choice(f"train.{name}", value, "lorakit", why))
 
 
-def _fill_previews(draft: Draft, family: Family, dataset: Dataset) -> None:
+def _fill_previews(draft: Draft, family: Family, dataset: Dataset, sizing: Sizing) -> None:
     request, first = draft.request, dict[str, tuple[str, ...]]()
     for sample in dataset.samples:
         if sample.caption:
@@ -195,14 +197,15 @@ def _fill_previews(draft: Draft, family: Family, dataset: Dataset) -> None:
     draft.fill("sampling.references", seen, "lorakit", because)
     given = request.settings.sampling.references
     if given is not None:
-        _check_previews(len(asked or ()), given, family.variants[draft.table["variant"]].references, request)
-        draft.table["sampling"]["references"] = tuple(tuple(map(_absolute, some)) for some in given)
+        absolute = tuple(tuple(map(_absolute, some)) for some in given)
+        _check_previews(len(draft.table["sampling"]["prompts"]), absolute, sizing, request)
+        draft.table["sampling"]["references"] = absolute
     side = draft.table["train"]["resolution"] // family.side_multiple * family.side_multiple
     for name in ("width", "height"):
         draft.fill(f"sampling.{name}", max(side, family.side_multiple), "lorakit", "the training resolution")
 
 
-def _check_previews(prompts: int, given: Sequence[Sequence[str]], most: int, request: Request) -> None:
+def _check_previews(prompts: int, given: Sequence[Sequence[str]], sizing: Sizing, request: Request) -> None:
     where = request.where("sampling.references")
     if len(given) != prompts:
         raise ConfigError(
@@ -210,13 +213,15 @@ def _check_previews(prompts: int, given: Sequence[Sequence[str]], most: int, req
             where=where,
             fix="Give each prompt its list, [] for none.",
         )
-    if max(map(len, given), default=0) > most:
+    if max(map(len, given), default=0) > sizing.most:
         raise ConfigError(
             f"sampling.references has {max(map(len, given))} pictures for one prompt",
             where=where,
-            why=f"this variant takes {most}",
+            why=f"this variant takes {sizing.most or 'none'}",
             fix="Leave some out.",
         )
+    for some in given:
+        previewed(some, sizing)
 
 
 def _note_the_rest(draft: Draft) -> None:
@@ -271,9 +276,14 @@ def _check_source(source: Value, family: Family, variant: Variant, request: Requ
 
 
 def _problems(
-    plan: Plan, family: Family, dataset: Dataset, shelves: Shelves, pm: pluggy.PluginManager
+    plan: Plan,
+    family: Family,
+    dataset: Dataset,
+    shelves: Shelves,
+    pm: pluggy.PluginManager,
+    notes: Sequence[str],
 ) -> Iterable[Problem]:
-    yield from (Problem(note) for note in dataset.notes)
+    yield from (Problem(note) for note in (*notes, *dataset.notes))
     yield from checks.core(plan, family)
     settings = plan.settings
     parts = (

@@ -47,7 +47,7 @@ def train(tmp_path, folder, *more):
         ("save.metadata=some", "'full', 'minimal' or 'none'"),
         ("quantization.name=int9", "Known are"),
         ("optimizer.name=adan", "there is no optimizer 'adan'"),
-        ("variant=edit-2510", "Known are image, edit-2509"),
+        ("variant=edit-2510", "Known are image, edit, edit-2509, edit-2511"),
         ("scheduler.name=ddpm", "'ddpm' is not known"),
         ("scheduler.timesteps=logit", "Known are 'sigmoid'"),
         ("text_encoder.train=true", "never"),

@@ -41,7 +41,7 @@ PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_learning_rate", "ss_sd_mod
 def written(make_trainer, family, tmp_path):
     def write(plan):
         trainer = make_trainer(plan, noise=0.1)
-        dataset = index(plan.settings.data, family.side_multiple)
+        dataset = index(plan.settings.data, family.sizing(plan.settings.variant, None, None))
         path = tmp_path / "x.safetensors"
         write_atomically(path, lora_file.encode(plan, family, trainer.denoiser, trainer.adapter, dataset, 5))
         return path, trainer.adapter

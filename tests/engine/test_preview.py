@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lorakit.engine.parts import Source
-from lorakit.engine.preview import Painter, contact_sheet, noise_for, save
+from lorakit.engine.preview import Painter, Subject, contact_sheet, noise_for, save
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,8 @@ def drawing(make_plan, make_trainer, family, toy):
     with torch.no_grad():
         *texts, negative = encoder.encode([*plan.settings.sampling.prompts, " "])
     settings = plan.settings.sampling
-    painter = Painter(family, settings, trainer.denoiser, coder, trainer.scheduler, texts, negative)
+    subjects = [Subject(text, negative) for text in texts]
+    painter = Painter(family, settings, trainer.denoiser, coder, trainer.scheduler, subjects)
     return painter, trainer.adapter, trainer.denoiser
 
 

@@ -343,8 +343,7 @@ def draw_groups(pipeline: QwenImagePipeline, recipe: Recipe) -> list[Group]:
     }
     coder = pipeline.vae
     raw = {
-        size: encode(coder, to_pixels(scene.draw(chance, size) for scene in scenes))
-        for size, scenes in drawn.items()
+        size: encode(coder, to_pixels(scene.draw(chance, size) for scene in scenes)) for size, scenes in drawn.items()
     }
     scale_latents(coder, raw[SIDE, SIDE])
     words = encode_captions(pipeline, {scene.caption for scenes in drawn.values() for scene in scenes})
@@ -493,9 +492,7 @@ def examine(folder: Path, seeds: Iterable[int] = (1, 2)) -> dict[str, object]:
     pipeline.set_progress_bar_config(disable=True)
     scenes = shapes.plain_scenes()
     chance = random.Random(99)
-    concept = [
-        example.image.resize((SIDE, SIDE), Image.Resampling.BOX) for example in shapes.concept_examples()
-    ]
+    concept = [example.image.resize((SIDE, SIDE), Image.Resampling.BOX) for example in shapes.concept_examples()]
     found: dict[str, object] = {
         "size_mb": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 2),
         "psnr_scenes": round(reconstruction(pipeline.vae, [scene.draw(chance) for scene in scenes]), 1),
@@ -507,9 +504,7 @@ def examine(folder: Path, seeds: Iterable[int] = (1, 2)) -> dict[str, object]:
     return found
 
 
-def sample(
-    pipeline: QwenImagePipeline, captions: list[str], seed: int, size: Size = (SIDE, SIDE)
-) -> list[Image.Image]:
+def sample(pipeline: QwenImagePipeline, captions: list[str], seed: int, size: Size = (SIDE, SIDE)) -> list[Image.Image]:
     """Make one picture of each caption."""
     images: list[Image.Image] = pipeline(
         captions,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from lorakit.dataset import Dataset, Reference, Sizing, index, reference
+from lorakit.dataset import Dataset, Reference, Sizing, index, previewed
 from lorakit.engine.caching import LatentStore, Scene, TextStore, Words, cache_images, cache_text
 from lorakit.engine.loop import Item
 from lorakit.engine.parts import ImageCoder, Text
 from lorakit.engine.phases import Context, Work
 from lorakit.engine.preview import Subject
-from lorakit.errors import DataError, RunError
+from lorakit.errors import RunError
 from lorakit.events import PhaseFinished, PhaseStarted
 
 TEXTS_KEPT = 256  # texts held in memory between the passes that need them
@@ -99,12 +98,5 @@ def _scenes(context: Context) -> list[Scene]:
     sampling, sizing = context.plan.settings.sampling, _sizing(context)
     if not (sampling.every or sampling.strengths):
         return []
-    unreadable: list[str] = []
-    scenes = []
-    for prompt, paths in zip(sampling.prompts, sampling.references, strict=True):
-        seen = (reference(Path(path), sizing, unreadable) for path in paths)
-        scenes.append(Scene(prompt, tuple(one for one in seen if one)))
-    if unreadable:
-        what = f"references of previews cannot be used: {'; '.join(unreadable)}"
-        raise DataError(what, where="sampling.references", fix="Check the paths.")
-    return scenes
+    drawn = zip(sampling.prompts, sampling.references, strict=True)
+    return [Scene(prompt, previewed(paths, sizing)) for prompt, paths in drawn]
