@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from lorakit.family import Family
 from lorakit.plan import Plan, Problem
 
-NO_PICTURES = "no pictures are named: say --data FOLDER, or write [[data]] in the configuration"
-
 
 def core(plan: Plan, family: Family) -> Iterator[Problem]:
     """Problems that concern every family."""
@@ -19,7 +17,7 @@ def core(plan: Plan, family: Family) -> Iterator[Problem]:
 
 def _data(plan: Plan) -> Iterator[Problem]:
     if not plan.settings.data:
-        yield Problem(NO_PICTURES, "error")
+        yield Problem("no pictures are named: say --data FOLDER, or write [[data]] in the configuration", "error")
     elif plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size > plan.arithmetic.passes_per_epoch:
         short = plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size - plan.arithmetic.passes_per_epoch
         yield Problem(

@@ -203,6 +203,6 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pictures(make_plan, make_t
         return replace(item, latents=item.latents * float("nan")) if index == 4 else item
 
     with pytest.raises(TrainingError, match=r"update 1 is not a finite number.*picture 2, picture 4.*resume"):
-        trainer.update([Turn((2,), 0, 0), Turn((4,), 1, 0)], broken, None)
+        trainer.update([Turn((2,), 0, 0), Turn((4,), 1, 0)], broken)
     assert torch.equal(trainer.adapter.flat, before)
     assert trainer.updates == 0

@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def build(kit: Kit) -> click.Group:
     """The group with core's commands and those of the Kit's plugins."""
-    from lorakit.cli import lists, plans, recover, runs
+    from lorakit.cli import lists, plans, runs
 
     first = next(iter(kit.shelves.families), "NAME")
     group = click.Group(
@@ -63,17 +63,7 @@ def build(kit: Kit) -> click.Group:
         callback=lambda **_: None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    core = (
-        runs.train,
-        plans.plan,
-        runs.resume,
-        recover.recover,
-        lists.families,
-        lists.presets,
-        lists.plugins,
-        lists.schema,
-    )
-    for command in core:
+    for command in (runs.train, plans.plan, runs.resume, lists.families, lists.presets, lists.plugins, lists.schema):
         group.add_command(command)
     kit.commands(group)
     group.context_settings["obj"] = kit
