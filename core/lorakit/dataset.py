@@ -285,8 +285,9 @@ def _check_paths_are_distinct(samples: Iterable[Sample]) -> None:
     twice = [str(path) for path, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f"{_count(len(twice), 'picture')} are named by two data folders: {_some(twice)}",
-            fix="Name each folder once; use repeats to show pictures more often.",
+            f"{_count(len(twice), 'picture')} named more than once: {_some(twice)}",
+            where="data",
+            fix="Name each folder, and each target of a list, once; use repeats to show pictures more often.",
         )
 
 

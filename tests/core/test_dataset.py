@@ -224,7 +224,7 @@ def test_a_file_instead_of_a_folder(tmp_path):
 def test_one_picture_named_twice(tmp_path):
     picture(tmp_path / "40_maya" / "a.png")
     message = refusal(tmp_path / "40_maya", tmp_path)
-    assert "named by two data folders" in message
+    assert "1 picture named more than once" in message
     assert "use repeats" in message
 
 

@@ -189,6 +189,11 @@ def test_a_list_that_is_not_there_or_empty(write_list, tmp_path):
     assert "is empty" in list_refusal(write_list("", " "))
 
 
+def test_a_target_of_two_lines_is_refused(write_list):
+    message = list_refusal(write_list({"target": "a.png"}, {"target": "seen/../a.png", "caption": "again"}))
+    assert "1 picture named more than once" in message
+
+
 def test_pictures_that_a_list_names_in_vain_are_named_together(write_list):
     message = list_refusal(write_list({"target": "x.png"}, {"target": "a.png", "references": ["seen/y.png"]}))
     assert "2 pictures cannot be used" in message
