@@ -224,6 +224,20 @@ def test_the_file_of_every_variant_is_proved(kit, plan_for, batches, variant, ar
     assert str(plan.folder.parents[1]) not in about["lorakit.config"]
 
 
+@pytest.mark.parametrize("variant", ["edit-2509", "edit-2511"])
+def test_bf16_int8_and_gradient_checkpointing_with_references(kit, plan_for, of_kind, variant):
+    plan = plan_for(
+        variant,
+        train={"updates": 3, "precision": "bf16", "gradient_checkpointing": True, "batch_size": 2},
+        quantization={"name": "int8"},
+        sampling={"every": 3, "guidance": 2},
+    )
+    events = list(kit.train(plan))
+    assert len(of_kind(events, PreviewDrawn)) == 2
+    assert isinstance(events[-1], RunFinished)
+    assert any(tensor.any() for name, tensor in weights(plan).items() if "lora_B" in name)
+
+
 def test_previews_look_at_their_references(kit, plan_for, pairs):
     references = [[], ["1_1.png"], ["3_2.png"]]
     named = [[f"{pairs['references']}/{name}" for name in some] for some in references]
