@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from lorakit.control import Control
     from lorakit.errors import LorakitError
     from lorakit.events import Event
-    from lorakit.family import Family, FlowShift, Variant
+    from lorakit.family import Family, FlowShift, Recipe, Variant
     from lorakit.hooks import hookimpl
     from lorakit.kit import Kit
-    from lorakit.plan import Plan, Problem
+    from lorakit.plan import Plan
+    from lorakit.problem import Problem
     from lorakit.registry import Part, Registry
     from lorakit.request import Request
     from lorakit.rules import Rule, never, only, prefer
@@ -31,6 +32,7 @@ __all__ = [
     "Part",
     "Plan",
     "Problem",
+    "Recipe",
     "Registry",
     "Request",
     "Rule",
@@ -54,7 +56,8 @@ _HOMES = {
     "LorakitError": "errors",
     "Part": "registry",
     "Plan": "plan",
-    "Problem": "plan",
+    "Problem": "problem",
+    "Recipe": "family",
     "Registry": "registry",
     "Request": "request",
     "Rule": "rules",

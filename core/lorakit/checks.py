@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lorakit.family import Family
-from lorakit.plan import Plan, Problem
+from lorakit.plan import Plan
+from lorakit.problem import Problem
 
 
 def core(plan: Plan, family: Family) -> Iterator[Problem]:
@@ -52,6 +53,8 @@ def _length(plan: Plan) -> Iterator[Problem]:
 
 def _sizes(plan: Plan, family: Family) -> Iterator[Problem]:
     settings = plan.settings
+    if not family.variants[settings.variant].references and settings.train.reference_resolution is not None:
+        yield Problem("train.reference_resolution has no effect: this variant takes no reference pictures")
     for name in ("width", "height"):
         side = getattr(settings.sampling, name)
         if side % family.side_multiple:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +71,19 @@ def load(layers: Sequence[Layer], families: Shelf[Family], presets: Shelf[Path])
         raise ConfigError("no model family is named", fix="Say --family NAME; `lorakit families` lists them.")
     if not isinstance(name, str):
         raise ConfigError(f"family = {name!r} is not a name", where=where, fix="Write it in quotes.")
-    preset = _preset(layers, families.find(name, where), presets)
-    return build([preset, *layers] if preset else layers)
+    family = families.find(name, where)
+    preset = _preset(layers, family, presets)
+    below = [preset] if preset else []
+    recipe = _recipe([*below, *layers], family)
+    return build([*below, *recipe, *layers])
 
 
 def build(layers: Sequence[Layer]) -> Request:
     """The request that `layers` make as they stand; every layer is checked by itself, so errors name their place."""
     merged: Table = {}
     origins: dict[str, Origin] = {}
-    for layer in layers:
+    notes: list[str] = []
+    for layer in (_translated(one, notes) for one in layers):
         _check_keys(layer.table, Settings, layer.where)
         _forget_length(merged, layer.table, origins)
         _merge(merged, layer.table, origins, Origin(layer.by, layer.where))
@@ -87,7 +91,7 @@ def build(layers: Sequence[Layer]) -> Request:
         settings = Settings.model_validate_json(json.dumps(merged, default=str), strict=True)  # 16, not "16" or true
     except ValidationError as error:
         raise explain(error, origins) from None
-    return Request(settings, origins)
+    return Request(settings, origins, tuple(dict.fromkeys(notes)))
 
 
 def schema() -> str:
@@ -133,6 +137,40 @@ def _preset(layers: Sequence[Layer], family: Family, presets: Shelf[Path]) -> La
             fix=f"Use --preset {family.name}/NAME or --family {owner}.",
         )
     return Layer({**table, "preset": full}, f"preset {full}", "preset")
+
+
+def _recipe(layers: Sequence[Layer], family: Family) -> list[Layer]:
+    """What the chosen sampling recipe says, as a layer above the preset and below the user's own settings."""
+    found = [layer for layer in layers if isinstance(layer.table.get("sampling"), Mapping)]
+    naming = next((layer for layer in reversed(found) if "recipe" in layer.table["sampling"]), None)
+    if naming is None:
+        return []
+    name = naming.table["sampling"]["recipe"]
+    if not isinstance(name, str) or name not in family.recipes:
+        known = ", ".join(family.recipes) or "none"
+        raise ConfigError(f"{family.title} has no sampling recipe {name!r}", where=naming.where, fix=f"Known: {known}.")
+    recipe = family.recipes[name]
+    said: Table = {"guidance": recipe.guidance, "steps": recipe.steps}
+    if recipe.shift is not None:
+        said["shift"] = recipe.shift
+    return [Layer({"sampling": said}, f"recipe {name}, named in {naming.where}", naming.by)]
+
+
+def _translated(layer: Layer, notes: list[str]) -> Layer:
+    """The layer with our names for what [sampling] calls as other trainers do; each name is noted."""
+    section = layer.table.get("sampling")
+    if not isinstance(section, Mapping) or not section.keys() & SAMPLING_NAMES.keys():
+        return layer
+    ours = dict(section)
+    for theirs, (name, meaning) in SAMPLING_NAMES.items():
+        if theirs not in ours:
+            continue
+        if name in ours:
+            what = f"sampling.{theirs} and sampling.{name} are the same setting"
+            raise ConfigError(what, where=layer.where, fix=f"Leave out sampling.{theirs}.")
+        ours[name] = ours.pop(theirs)
+        notes.append(f"sampling.{theirs} is called sampling.{name} here{meaning}")
+    return replace(layer, table={**layer.table, "sampling": ours})
 
 
 def _merge(into: Table, table: Mapping[str, Any], origins: dict[str, Origin], origin: Origin, prefix: str = "") -> None:
@@ -228,6 +266,13 @@ ALIASES = {
     "dtype": "train.precision or save.dtype",
 }
 """Names that other trainers give to a setting, to suggest ours."""
+
+SAMPLING_NAMES = {
+    "guidance_scale": ("guidance", "; it is true classifier-free guidance"),
+    "sample_steps": ("steps", ""),
+    "neg": ("negative", ""),
+}
+"""Names that other trainers give to a setting of [sampling], which are taken for ours, and what to say of it."""
 
 
 def explain(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigError:

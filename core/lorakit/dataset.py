@@ -1,28 +1,57 @@
-"""Folders to described samples: which pictures, how often, with which captions; no pixel is decoded here."""
+"""Folders and lists to described samples: which pictures, how often, with which captions and references."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lorakit import pairs, pictures
 from lorakit.buckets import Fit, Shape, fit
 from lorakit.errors import DataError
+from lorakit.pairs import Entry
 from lorakit.settings import PlannedData
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 REPEATS = re.compile(r"^(\d+)_(.+)$")  # kohya's convention: 40_maya is shown 40 times an epoch
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 MUCH = 0.25  # share of a picture that may be cut away before it is worth saying
-ORIENTATION = 0x0112  # the EXIF tag
-STORED_SIDES = (0x0100, 0x0101)  # the tags of a TIFF's width and height
+
+
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """A picture file, its size as seen, and how it is brought to the shape that is encoded."""
+
+    path: Path
+    size: Shape
+    fit: Fit
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A picture that an editing model looks at: its shape for the image coder, and for the text encoder, if any."""
+
+    path: Path
+    size: Shape
+    shape: Shape
+    text_shape: Shape | None
+
+    @property
+    def framed(self) -> Framed:
+        """The whole picture, squeezed a little where its aspect ratio is not quite the shape's."""
+        return Framed(self.path, self.size, Fit(self.shape, self.shape, 0, 0))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """What samples of one batch must have in common: their shape, and those of their references."""
+
+    shape: Shape
+    references: tuple[Shape, ...] = ()
+
+    def __str__(self) -> str:
+        seen = ", ".join(map(str, self.references))
+        return f"{self.shape} seeing {seen}" if seen else str(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +64,30 @@ class Sample:
     fit: Fit
     repeats: int
     folder: str
+    references: tuple[Reference, ...] = ()
+
+    @property
+    def framed(self) -> Framed:
+        """The picture as it is taught."""
+        return Framed(self.path, self.size, self.fit)
+
+    @property
+    def bucket(self) -> Bucket:
+        """What this sample shares with others of its batch."""
+        return Bucket(self.fit.shape, tuple(reference.shape for reference in self.references))
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """How pictures are brought to size: targets to sides by `side_multiple`, references as the family says.
+
+    `most` is how many references a sample may have; 0 where the model takes none.
+    """
+
+    side_multiple: int
+    most: int = 0
+    shape: Callable[[Shape], Shape] = lambda size: size
+    text_shape: Callable[[Shape], Shape] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +102,11 @@ class Dataset:
         """Pictures shown in one epoch, repeats counted."""
         return sum(sample.repeats for sample in self.samples)
 
-    def buckets(self) -> dict[Shape, int]:
-        """Pictures per bucket, repeats counted, by shape."""
-        counts: Counter[Shape] = Counter()
+    def buckets(self) -> dict[Bucket, int]:
+        """Pictures per bucket, repeats counted."""
+        counts: Counter[Bucket] = Counter()
         for sample in self.samples:
-            counts[sample.fit.shape] += sample.repeats
+            counts[sample.bucket] += sample.repeats
         return dict(sorted(counts.items()))
 
 
@@ -64,21 +117,21 @@ class _Folder:
     data: PlannedData
 
 
-def index(data: Sequence[PlannedData], side_multiple: int) -> Dataset:
+def index(data: Sequence[PlannedData], sizing: Sizing) -> Dataset:
     """Every picture of the folders with its caption, or a DataError that names what cannot be used."""
     samples: list[Sample] = []
     uncaptioned: list[tuple[Path, str]] = []
     unreadable: list[str] = []
     small = 0
-    for folder in (one for entry in data for one in _folders(entry)):
-        for path in _pictures(folder.path):
-            size = _size(path, unreadable)
-            if size is None or not _large_enough(path, size, side_multiple, unreadable):
-                continue
-            caption = _caption(path, folder.data, uncaptioned)
-            brought = fit(size, folder.data.resolution, side_multiple)
-            small += size.width * size.height < (folder.data.resolution - side_multiple) ** 2
-            samples.append(Sample(path, caption, size, brought, folder.repeats, folder.path.name))
+    for folder, entry in (pair for one in data for pair in _entries(one)):
+        size = pictures.size(entry.path, unreadable)
+        if size is None or not _large_enough(entry.path, size, sizing.side_multiple, unreadable):
+            continue
+        caption = _caption(entry, folder.data, uncaptioned)
+        brought = fit(size, folder.data.resolution, sizing.side_multiple)
+        small += size.width * size.height < (folder.data.resolution - sizing.side_multiple) ** 2
+        seen = tuple(_measured(entry.references, sizing, unreadable))
+        samples.append(Sample(entry.path, caption, size, brought, folder.repeats, folder.path.name, seen))
     if unreadable:
         raise DataError(
             f"{_count(len(unreadable), 'picture')} cannot be used: {_some(unreadable)}",
@@ -86,26 +139,56 @@ def index(data: Sequence[PlannedData], side_multiple: int) -> Dataset:
         )
     notes = (*_caption_notes(uncaptioned, len(samples)), *_size_notes(samples, small), *_folder_notes(data))
     _check_paths_are_distinct(samples)
+    _check_reference_counts(samples, sizing.most)
     return Dataset(tuple(samples), notes)
 
 
-def _folders(data: PlannedData) -> Iterator[_Folder]:
+def previewed(paths: Sequence[str], sizing: Sizing) -> tuple[Reference, ...]:
+    """The reference pictures of a preview, measured, or a DataError that names what cannot be used."""
+    unreadable: list[str] = []
+    found = tuple(_measured([Path(path) for path in paths], sizing, unreadable))
+    if unreadable:
+        what = f"references of previews cannot be used: {_some(unreadable)}"
+        raise DataError(what, where="sampling.references", fix="Check the paths.")
+    return found
+
+
+def _measured(paths: Iterable[Path], sizing: Sizing, unreadable: list[str]) -> Iterator[Reference]:
+    for path in paths:
+        size = pictures.size(path, unreadable)
+        if size is not None:
+            text_shape = sizing.text_shape(size) if sizing.text_shape else None
+            yield Reference(path, size, sizing.shape(size), text_shape)
+
+
+def _entries(data: PlannedData) -> Iterator[tuple[_Folder, Entry]]:
+    """Every picture of a [[data]] table with the folder or list it is of; references may be for any of its folders."""
+    if data.list is not None:
+        file = Path(data.list).expanduser()
+        yield from ((_Folder(file, data.repeats or 1, data), entry) for entry in pairs.listed(file))
+        return
+    assert data.folder is not None
+    found = [(one, path) for one in _folders(data, Path(data.folder).expanduser()) for path in pictures.found(one.path)]
+    entries = pairs.matched([Entry(path, None, ()) for _, path in found], data.references)
+    yield from zip((folder for folder, _ in found), entries, strict=True)
+
+
+def _folders(data: PlannedData, root: Path) -> Iterator[_Folder]:
     """The folder itself, or its sub-folders that are named `40_name` where it holds no pictures of its own."""
-    root = Path(data.folder).expanduser()
     if not root.exists():
         raise DataError(f"there is no folder {root}", where="data.folder", fix="Check the path.")
     if not root.is_dir():
         raise DataError(f"{root} is a file, not a folder", where="data.folder", fix="Name the folder it is in.")
-    if any(True for _ in _pictures(root)):
+    if any(True for _ in pictures.found(root)):
         yield _Folder(root, _repeats(root, data), data)
         return
     inner = [path for path in sorted(root.iterdir()) if path.is_dir() and REPEATS.match(path.name)]
-    inner = [path for path in inner if any(True for _ in _pictures(path))]
+    inner = [path for path in inner if any(True for _ in pictures.found(path))]
     if not inner:
         raise DataError(
             f"{root} holds no pictures",
             where="data.folder",
-            fix=f"Pictures end in {', '.join(SUFFIXES)}; sub-folders count when named like 40_name.",
+            fix=f"Pictures end in {', '.join(pictures.SUFFIXES)}; sub-folders count when named like 40_name.",
         )
     for path in inner:
         yield _Folder(path, _repeats(path, data), data)
@@ -120,47 +203,6 @@ def _repeats(folder: Path, data: PlannedData) -> int:
     return int(named.group(1)) if named else 1
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(
-                entry.name
-                for entry in entries
-                if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
-            )
-    except OSError as error:
-        raise DataError(f"the folder {folder} cannot be read", why=str(error)) from error
-    return (folder / name for name in names)
-
-
-def _size(path: Path, unreadable: list[str]) -> Shape | None:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.format == "TIFF":  # newer Pillow gives the size as seen, older the size as stored
-                width, height = (image.getexif()[tag] for tag in STORED_SIDES)
-            if orientation(image) in SIDEWAYS:
-                width, height = height, width
-            return Shape(width, height)
-    except UnidentifiedImageError:
-        unreadable.append(f"{path} (not a picture)")
-    except (OSError, ValueError, LookupError, SyntaxError, Image.DecompressionBombError) as error:
-        unreadable.append(f"{path} ({error})")
-    return None
-
-
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an opened picture, 1 where it has none; no pixel is decoded for it.
-
-    A PNG whose EXIF stands after its pixels is taken as it lies, because finding out would mean decoding it.
-    """
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1
-    return int(image.getexif().get(ORIENTATION, 1))
-
-
 def _large_enough(path: Path, size: Shape, side_multiple: int, unreadable: list[str]) -> bool:
     if min(size.width, size.height) >= side_multiple:
         return True
@@ -168,9 +210,11 @@ def _large_enough(path: Path, size: Shape, side_multiple: int, unreadable: list[
     return False
 
 
-def _caption(path: Path, data: PlannedData, uncaptioned: list[tuple[Path, str]]) -> str:
+def _caption(entry: Entry, data: PlannedData, uncaptioned: list[tuple[Path, str]]) -> str:
     """The picture's caption with the folder's trigger; a picture without text of its own is noted."""
-    text = "" if data.captions == "none" else _text_beside(path, data.captions)
+    path, text = entry.path, entry.caption
+    if text is None:
+        text = "" if data.captions == "none" else _text_beside(path, data.captions)
     if not text and (data.captions != "none" or not data.trigger):
         uncaptioned.append((path, data.trigger))
     if "[trigger]" in text and not data.trigger:
@@ -225,11 +269,11 @@ def _size_notes(samples: Sequence[Sample], small: int) -> tuple[str, ...]:
 
 def _folder_notes(data: Sequence[PlannedData]) -> tuple[str, ...]:
     """Sub-folders that look meant and are not read, because the folder holds pictures of its own."""
-    roots = [Path(entry.folder).expanduser() for entry in data]
+    roots = [Path(entry.folder).expanduser() for entry in data if entry.folder is not None]
     passed = [
         str(inner)
         for root in roots
-        if any(True for _ in _pictures(root))
+        if any(True for _ in pictures.found(root))
         for inner in sorted(root.iterdir())
         if inner.is_dir() and REPEATS.match(inner.name) and inner not in roots
     ]
@@ -241,8 +285,31 @@ def _check_paths_are_distinct(samples: Iterable[Sample]) -> None:
     twice = [str(path) for path, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f"{_count(len(twice), 'picture')} are named by two data folders: {_some(twice)}",
-            fix="Name each folder once; use repeats to show pictures more often.",
+            f"{_count(len(twice), 'picture')} named more than once: {_some(twice)}",
+            where="data",
+            fix="Name each folder, and each target of a list, once; use repeats to show pictures more often.",
+        )
+
+
+def _check_reference_counts(samples: Sequence[Sample], most: int) -> None:
+    """A model takes so many references and no more; one that takes a single one takes it for all or for none."""
+    over = [f"{sample.path} ({len(sample.references)})" for sample in samples if len(sample.references) > most]
+    if over:
+        takes = "no reference pictures" if not most else f"at most {_count(most, 'reference picture')}"
+        raise DataError(
+            f"{_count(len(over), 'picture')} with too many references: {_some(over)}",
+            where="data.references",
+            why=f"this variant takes {takes}",
+            fix="Leave some out, or choose a variant that takes more (`lorakit families`).",
+        )
+    counts = {len(sample.references) for sample in samples}
+    if most == 1 and len(counts) > 1:
+        without = [str(sample.path) for sample in samples if not sample.references]
+        raise DataError(
+            f"{_count(len(without), 'picture')} without a reference beside others that have one: {_some(without)}",
+            where="data.references",
+            why="this variant takes one reference, for every picture or for none",
+            fix="Give each picture its reference, or leave all out.",
         )
 
 

@@ -66,10 +66,11 @@ def arithmetic(plan: Plan) -> list[str]:
     sums, settings = plan.arithmetic, plan.settings
     if not sums.images:
         return []
+    seen = f", seeing {_count(sums.references, 'reference')}" if sums.references else ""
     shapes = ", ".join(f"{shape} ({count})" for shape, count in sums.buckets[:6])
     more = f" and {len(sums.buckets) - 6} more shapes" if len(sums.buckets) > 6 else ""
     return [
-        f"pictures     {sums.images}, with their repeats {_count(sums.passes_per_epoch, 'pass')} an epoch",
+        f"pictures     {sums.images}, with their repeats {_count(sums.passes_per_epoch, 'pass')} an epoch{seen}",
         f"shapes       {shapes}{more}",
         f"an update    batches of {settings.train.batch_size} x {settings.train.accumulation} accumulated"
         f" = {_count(sums.effective_batch, 'pass')}",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from lorakit.buckets import Shape
 from lorakit.captions import CaptionAdvice
+from lorakit.dataset import Sizing
 
 if TYPE_CHECKING:
     from lorakit.engine.parts import Denoiser, ImageCoder, Source, TextEncoder
@@ -23,7 +25,10 @@ class Variant:
     `source` is its hub repository; `resolution` its native side in pixels (of a square of the same area);
     `architecture` what the exported file says of itself (`modelspec.architecture`); `templates` are the prompt
     templates that it understands, the usual one first; `pipeline` names the diffusers class that draws with it;
-    `components` are sub-folders of its repository, over the family's, that its text depends on.
+    `components` are sub-folders of its repository, over the family's, that its text depends on. `references` is the
+    most reference pictures that a sample may have, `reference_resolution` the side in pixels of a square of the area
+    that they are brought to, and `text_reference_resolution` that at which the text encoder sees them, None where it
+    does not.
     """
 
     source: str
@@ -32,6 +37,9 @@ class Variant:
     resolution: int = 1024
     templates: tuple[str, ...] = ("plain",)
     components: tuple[str, ...] = ()
+    references: int = 0
+    reference_resolution: int = 1024
+    text_reference_resolution: int | None = None
     summary: str = ""
 
 
@@ -54,6 +62,16 @@ class FlowShift:
         """The shift for a picture of `tokens` image tokens."""
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
         return math.exp(self.base_shift + slope * (tokens - self.base_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Sampling settings that belong together, as somebody publishes them; `shift` None is the family's formula."""
+
+    guidance: float
+    steps: int
+    shift: float | None = None
+    because: str
 
 
 class Family(ABC):
@@ -84,6 +102,8 @@ class Family(ABC):
     base_model_version: ClassVar[str]
     """What `ss_base_model_version` says in exported files."""
     flow_shift: ClassVar[FlowShift | None] = None
+    recipes: ClassVar[Mapping[str, Recipe]] = {}
+    """Sampling settings to choose from, by name."""
     patch: ClassVar[int] = 1
     """Side, in latent pixels, of the square that becomes one token."""
     trainable_text_encoder: ClassVar[bool] = False
@@ -91,6 +111,25 @@ class Family(ABC):
     """How captions and prompts are best written, if the family has an opinion."""
     toy_resolution: ClassVar[int] = 64
     """Side in pixels that the toy model was made for."""
+
+    def sizing(self, variant: str, resolution: int | None, text_resolution: int | None) -> Sizing:
+        """How pictures of a run are brought to size, references at the areas of these resolutions."""
+        about = self.variants[variant]
+
+        def at(side: int) -> Callable[[Shape], Shape]:
+            return lambda size: self.reference_shape(size, side)
+
+        text = at(text_resolution) if about.text_reference_resolution and text_resolution else None
+        return Sizing(self.side_multiple, about.references, at(resolution or about.reference_resolution), text)
+
+    def reference_shape(self, size: Shape, resolution: int) -> Shape:
+        """The shape that a reference picture of `size` is brought to: the area of resolution², sides by 32.
+
+        As `calculate_dimensions` of diffusers' editing pipelines, whose sides are rounded, not cut.
+        """
+        width = math.sqrt(resolution * resolution * (size.width / size.height))
+        height = width / (size.width / size.height)
+        return Shape(max(32, round(width / 32) * 32), max(32, round(height / 32) * 32))
 
     @abstractmethod
     def text_encoder(self, plan: Plan, source: Source) -> TextEncoder:

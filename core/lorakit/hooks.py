@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import click
 
     from lorakit.events import Event
-    from lorakit.plan import Plan, Problem
+    from lorakit.plan import Plan
+    from lorakit.problem import Problem
     from lorakit.registry import Registry
     from lorakit.request import Request
     from lorakit.rules import Rule

@@ -15,7 +15,7 @@ class Arithmetic:
     """The whole arithmetic of a run, in the units of one another.
 
     A pass is one picture through the model, a batch several at once, an update one step of the optimizer after
-    `accumulation` batches, an epoch every picture with its repeats once.
+    `accumulation` batches, an epoch every picture with its repeats once. `references` are counted over `images`.
     """
 
     images: int
@@ -28,6 +28,7 @@ class Arithmetic:
     passes: int
     effective_batch: int
     buckets: tuple[tuple[str, int], ...] = ()
+    references: int = 0
 
 
 def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
@@ -49,7 +50,8 @@ def arithmetic(dataset: Dataset, train: PlannedTrain, seed: int) -> Arithmetic:
         epochs=train.epochs,
         passes=_passes(dataset, train.batch_size, seed, total),
         effective_batch=train.batch_size * train.accumulation,
-        buckets=tuple((str(shape), count) for shape, count in dataset.buckets().items()),
+        buckets=tuple((str(bucket), count) for bucket, count in dataset.buckets().items()),
+        references=sum(len(sample.references) for sample in dataset.samples),
     )
 
 
@@ -65,7 +67,7 @@ def epoch(dataset: Dataset, batch_size: int, seed: int, number: int) -> list[tup
     draw = random.Random(f"order {seed} {number}")
     buckets: dict[object, list[int]] = {}
     for position, sample in enumerate(dataset.samples):
-        buckets.setdefault(sample.fit.shape, []).extend([position] * sample.repeats)
+        buckets.setdefault(sample.bucket, []).extend([position] * sample.repeats)
     batches: list[tuple[int, ...]] = []
     for members in buckets.values():
         draw.shuffle(members)

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from lorakit.errors import ConfigError, RunError
 from lorakit.order import Arithmetic
+from lorakit.problem import Problem
 from lorakit.rules import Choice
 from lorakit.settings import Planned
 
 VERSION = 1  # of the JSON form
 DERIVED = "from the other, by the run's arithmetic"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something about a plan that a person should know; an error stops the run, a warning does not."""
-
-    message: str
-    severity: Literal["error", "warning"] = "warning"
-    owner: str = "lorakit"
 
 
 class Plan(BaseModel):

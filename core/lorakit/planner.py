@@ -14,13 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from lorakit import __version__, checks
 from lorakit.config import explain, leaves
-from lorakit.dataset import Dataset, index
+from lorakit.dataset import Dataset, Sizing, index, previewed
 from lorakit.errors import ConfigError, ModelError, PluginError
 from lorakit.family import Family, Variant
 from lorakit.fields import fields, timesteps, voices
 from lorakit.order import arithmetic, batches_per_epoch
-from lorakit.plan import DERIVED, Plan, Problem, agree
+from lorakit.plan import DERIVED, Plan, agree
 from lorakit.plugins import Plugin, call
+from lorakit.problem import Problem
 from lorakit.registry import Shelves
 from lorakit.request import Request
 from lorakit.rules import Choice, Field, Value, Voice, settle
@@ -61,9 +62,10 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     shelves.optimizers.find(request.settings.optimizer.name, request.where("optimizer.name"))
     _fill_plain(draft, family, variant)
     data = tuple(PlannedData.model_validate(one) for one in draft.table["data"])
-    dataset = index(data, family.side_multiple)
+    sizing = _sizing(draft, family)
+    dataset = index(data, sizing)
     _fill_length(draft, dataset)
-    _fill_previews(draft, family, dataset)
+    _fill_previews(draft, family, dataset, sizing)
     _note_the_rest(draft)
     _check_source(draft.table["model"]["source"], family, variant, request)
     settings = _planned(draft)
@@ -74,7 +76,8 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
         arithmetic=arithmetic(dataset, settings.train, settings.seed),
         plugins={plugin.name: plugin.version for plugin in sorted(plugins, key=lambda one: one.name)},
     )
-    return plan.model_copy(update={"problems": tuple(_problems(plan, family, dataset, shelves, pm))})
+    problems = tuple(_problems(plan, family, dataset, shelves, pm, request.notes))
+    return plan.model_copy(update={"problems": problems})
 
 
 def _planned(draft: Draft) -> Planned:
@@ -132,6 +135,12 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
     draft.fill("lora.alpha", float(settings.lora.rank), "lorakit", "equal to the rank: scale 1")
     draft.fill("lora.targets", family.lora_targets, owner, "the family's usual targets")
     draft.fill("train.resolution", variant.resolution, owner, "the variant's native resolution")
+    if variant.references:
+        because = "the variant's area of reference pictures"
+        draft.fill("train.reference_resolution", variant.reference_resolution, owner, because)
+    if variant.text_reference_resolution:
+        because = "the area at which the variant's text encoder sees them"
+        draft.fill("text_encoder.reference_resolution", variant.text_reference_resolution, owner, because)
     default = settings.trigger or f"{family.name}-{draft.table['variant']}"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-._") or family.name
     draft.fill("name", name[:100], "lorakit", "the trigger" if settings.trigger else "family and variant")
@@ -139,12 +148,18 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
     draft.table["data"] = tuple(
         {
             **one,
-            "folder": _absolute(one["folder"]),
+            **{name: one[name] and _absolute(one[name]) for name in ("folder", "list", "references")},
             "trigger": settings.trigger if one["trigger"] is None else one["trigger"],
             "resolution": resolution if one["resolution"] is None else one["resolution"],
         }
         for one in draft.table["data"]
     )
+
+
+def _sizing(draft: Draft, family: Family) -> Sizing:
+    table = draft.table
+    text = table["text_encoder"]["reference_resolution"]
+    return family.sizing(table["variant"], table["train"]["reference_resolution"], text)
 
 
 def _absolute(folder: str) -> str:
@@ -170,13 +185,44 @@ def _fill_length(draft: Draft, dataset: Dataset) -> None:
             draft.put(Choice(f"train.{name}", value, "lorakit", why))
 
 
-def _fill_previews(draft: Draft, family: Family, dataset: Dataset) -> None:
-    captions = list(dict.fromkeys(sample.caption for sample in dataset.samples if sample.caption))
-    prompts = tuple(captions[:2]) or ((draft.request.settings.trigger,) if draft.request.settings.trigger else ())
-    draft.fill("sampling.prompts", prompts, "lorakit", "the first captions")
+def _fill_previews(draft: Draft, family: Family, dataset: Dataset, sizing: Sizing) -> None:
+    request, first = draft.request, dict[str, tuple[str, ...]]()
+    for sample in dataset.samples:
+        if sample.caption:
+            first.setdefault(sample.caption, tuple(str(reference.path) for reference in sample.references))
+    shown = dict(list(first.items())[:2]) or ({request.settings.trigger: ()} if request.settings.trigger else {})
+    asked = request.settings.sampling.prompts
+    draft.fill("sampling.prompts", tuple(shown), "lorakit", "the first captions")
+    because = "those of the first captions" if asked is None else "none are named"
+    seen = tuple(shown.values()) if asked is None else ((),) * len(asked)
+    draft.fill("sampling.references", seen, "lorakit", because)
+    given = request.settings.sampling.references
+    if given is not None:
+        absolute = tuple(tuple(map(_absolute, some)) for some in given)
+        _check_previews(len(draft.table["sampling"]["prompts"]), absolute, sizing, request)
+        draft.table["sampling"]["references"] = absolute
     side = draft.table["train"]["resolution"] // family.side_multiple * family.side_multiple
     for name in ("width", "height"):
         draft.fill(f"sampling.{name}", max(side, family.side_multiple), "lorakit", "the training resolution")
+
+
+def _check_previews(prompts: int, given: Sequence[Sequence[str]], sizing: Sizing, request: Request) -> None:
+    where = request.where("sampling.references")
+    if len(given) != prompts:
+        raise ConfigError(
+            f"sampling.references has {len(given)} lists, and sampling.prompts has {prompts} prompts",
+            where=where,
+            fix="Give each prompt its list, [] for none.",
+        )
+    if max(map(len, given), default=0) > sizing.most:
+        raise ConfigError(
+            f"sampling.references has {max(map(len, given))} pictures for one prompt",
+            where=where,
+            why=f"this variant takes {sizing.most or 'none'}",
+            fix="Leave some out.",
+        )
+    for some in given:
+        previewed(some, sizing)
 
 
 def _note_the_rest(draft: Draft) -> None:
@@ -231,9 +277,14 @@ def _check_source(source: Value, family: Family, variant: Variant, request: Requ
 
 
 def _problems(
-    plan: Plan, family: Family, dataset: Dataset, shelves: Shelves, pm: pluggy.PluginManager
+    plan: Plan,
+    family: Family,
+    dataset: Dataset,
+    shelves: Shelves,
+    pm: pluggy.PluginManager,
+    notes: Sequence[str],
 ) -> Iterable[Problem]:
-    yield from (Problem(note) for note in dataset.notes)
+    yield from (Problem(note) for note in (*notes, *dataset.notes))
     yield from checks.core(plan, family)
     settings = plan.settings
     parts = (

@@ -22,10 +22,14 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The merged settings of a run, each leaf (`"train.batch_size"`) with its origin; a leaf without one is default."""
+    """The merged settings of a run, each leaf (`"train.batch_size"`) with its origin; a leaf without one is default.
+
+    `notes` are what a person should know of how the settings were read.
+    """
 
     settings: Settings
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def value(self, path: str) -> object:
         """The setting at `path`, None where undecided."""

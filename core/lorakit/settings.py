@@ -34,10 +34,21 @@ class Model(Section):
 
 
 class Data(Section):
-    """One folder of pictures."""
+    """One folder of pictures, or one list of them."""
 
-    folder: Annotated[str, Field(min_length=1)] = Field(
-        description="Folder of pictures; `40_name` folders, or sub-folders so named, are shown 40 times per epoch."
+    folder: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Folder of pictures; `40_name` folders, or sub-folders so named, are shown 40 times per epoch.",
+    )
+    list: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="JSON-lines file instead of a folder; each line names `target`, and may name `caption` and "
+        "`references`, with paths from the file's own folder.",
+    )
+    references: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Folder of reference pictures for an editing model, matched by name: `a.png`, or `a_1.png` and "
+        "`a_2.png` for several.",
     )
     repeats: int | None = Field(
         None, ge=1, le=100_000, description="Times that each picture is shown per epoch, over the folder's own name."
@@ -53,6 +64,14 @@ class Data(Section):
     resolution: int | None = Field(
         None, ge=16, le=8192, description="Side in pixels of a square of the training area; default train.resolution."
     )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Data:
+        if (self.folder is None) == (self.list is None):
+            raise ValueError("name either folder or list")
+        if self.list is not None and self.references is not None:
+            raise ValueError("a list names its references itself; leave references out")
+        return self
 
 
 class Lora(Section):
@@ -99,6 +118,13 @@ class Train(Section):
     )
     resolution: int | None = Field(
         None, ge=16, le=8192, description="Side in pixels of a square of the training area. Default: the variant's."
+    )
+    reference_resolution: int | None = Field(
+        None,
+        ge=16,
+        le=8192,
+        description="Side in pixels of a square of the area that reference pictures are brought to. "
+        "Default: the variant's.",
     )
     batch_size: int = Field(1, ge=1, le=4096, description="Pictures per pass through the model.")
     accumulation: int = Field(1, ge=1, le=4096, description="Passes whose gradients are averaged into one update.")
@@ -148,7 +174,16 @@ class TextEncoder(Section):
     """What happens to the text encoder."""
 
     train: bool | None = Field(None, description="Teach the text encoder too, where the family allows it.")
-    template: str | None = Field(None, description="Prompt template, one of the variant's.")
+    template: str | None = Field(
+        None, description="Prompt template, one of the variant's, where there is no reference picture."
+    )
+    reference_resolution: int | None = Field(
+        None,
+        ge=16,
+        le=8192,
+        description="Side in pixels of a square of the area at which the text encoder sees reference pictures. "
+        "Default: the variant's.",
+    )
 
 
 class Sampling(Section):
@@ -157,9 +192,20 @@ class Sampling(Section):
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         None, max_length=64, description="What to draw. Default: the first two captions."
     )
+    references: tuple[tuple[Annotated[str, Field(min_length=1)], ...], ...] | None = Field(
+        None,
+        max_length=64,
+        description="Reference pictures of each prompt, a list for each. Default: those of the first captions.",
+    )
+    recipe: str | None = Field(
+        None, description="Guidance, steps and shift that somebody publishes together, by the family's name for them."
+    )
     negative: str = Field(" ", description="What true guidance moves away from.")
     guidance: float | None = Field(None, ge=0, le=100, description="Guidance strength; 1 is none.")
     steps: int | None = Field(None, ge=2, le=1000, description="Sampling steps.")
+    shift: float | None = Field(
+        None, gt=0, le=100, description="Fixed shift of the noise levels. Default: the family's formula, by size."
+    )
     width: int | None = Field(None, ge=16, le=8192, description="Width in pixels. Default: the training resolution.")
     height: int | None = Field(None, ge=16, le=8192, description="Height in pixels. Default: the training resolution.")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of the previews' noise.")
@@ -261,6 +307,7 @@ class PlannedSampling(Sampling):
     """Previews, decided."""
 
     prompts: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
     guidance: float
     steps: int
     width: int

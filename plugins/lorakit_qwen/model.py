@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
@@ -30,20 +31,41 @@ TEMPLATES = {
         64,
     ),
 }
-LONGEST = 1024  # tokens of a prompt, after the template's
+LONGEST = 1024  # tokens of a prompt without pictures, after the template's
+PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 class QwenTextEncoder:
     """Qwen2.5-VL's last hidden states of a prompt in its template."""
 
     def __init__(self, plan: Plan, source: Source) -> None:
+        variant = plan.settings.variant
         self._template, self._dropped = TEMPLATES[plan.settings.text_encoder.template]
-        edits = plan.settings.text_encoder.template == "edit"
-        self._tokens = load_processor(source).tokenizer if edits else source.load(Qwen2Tokenizer, "tokenizer")
+        self._processor = load_processor(source) if variant != "image" else None
+        self._tokens = self._processor.tokenizer if self._processor else source.load(Qwen2Tokenizer, "tokenizer")
+        self._numbered = variant != "edit"  # the first editing model takes one picture, and does not count
         self.module: nn.Module = source.load(Qwen2_5_VLForConditionalGeneration, "text_encoder")
 
-    def encode(self, captions: Sequence[str]) -> list[Text]:
+    def encode(self, captions: Sequence[str], references: Sequence[Image.Image] = ()) -> list[Text]:
         """Each caption's tokens after the template's system part, (1, L, D) each."""
+        return self._seeing(captions, references) if references else self._reading(captions)
+
+    def _seeing(self, captions: Sequence[str], references: Sequence[Image.Image]) -> list[Text]:
+        """As the editing pipelines do, with the vision tokens' own positions, which they leave out (see the docs)."""
+        assert self._processor is not None
+        template, dropped = TEMPLATES["edit"]
+        names = [f"Picture {number}: " if self._numbered else "" for number in range(1, len(references) + 1)]
+        pictures = "".join(f"{name}{PICTURE}" for name in names)
+        found = []
+        for caption in captions:
+            seen = self._processor(
+                text=[template.format(pictures + caption)], images=list(references), return_tensors="pt"
+            ).to(next(self.module.parameters()).device)
+            states = self.module(**seen, output_hidden_states=True).hidden_states[-1][:, dropped:]
+            found.append(Text(states, (states.shape[1],)))
+        return found
+
+    def _reading(self, captions: Sequence[str]) -> list[Text]:
         tokens = self._tokens(
             [self._template.format(caption) for caption in captions],
             max_length=LONGEST + self._dropped,
@@ -104,15 +126,16 @@ class QwenDenoiser:
     def predict(self, noisy: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """The velocity at noise levels t in (0, 1]."""
         height, width = noisy.shape[-2:]
+        frames = (noisy, *batch.references)
         answer = self.module(
-            hidden_states=pack(noisy),
+            hidden_states=torch.cat([pack(frame) for frame in frames], dim=1),
             timestep=t,
             encoder_hidden_states=batch.text.hidden,
             encoder_hidden_states_mask=batch.text.mask,
-            img_shapes=[[(1, height // 2, width // 2)]] * noisy.shape[0],
+            img_shapes=[[(1, frame.shape[-2] // 2, frame.shape[-1] // 2) for frame in frames]] * noisy.shape[0],
             return_dict=False,
         )[0]
-        return unpack(answer, height, width)
+        return unpack(answer[:, : height * width // 4], height, width)
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         """True classifier-free guidance, each token brought back to the length of its positive prediction."""

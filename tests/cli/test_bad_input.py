@@ -47,12 +47,14 @@ def train(tmp_path, folder, *more):
         ("save.metadata=some", "'full', 'minimal' or 'none'"),
         ("quantization.name=int9", "Known are"),
         ("optimizer.name=adan", "there is no optimizer 'adan'"),
-        ("variant=edit-2510", "Known are image, edit-2509"),
+        ("variant=edit-2510", "Known are image, edit, edit-2509, edit-2511"),
         ("scheduler.name=ddpm", "'ddpm' is not known"),
         ("scheduler.timesteps=logit", "Known are 'sigmoid'"),
         ("text_encoder.train=true", "never"),
         ("text_encoder.template=chat", "Known are"),
         ("sampling.width=70", "multiple of 16"),
+        ("sampling.negative=3", "sampling.negative: should be a valid string"),
+        ("sampling.recipe=crad", "Known: seed, card, comfyui"),
         ("name=../escape", "name"),
         ("train.epochs=x", "number"),
         ("nonsense", "key=value"),
@@ -111,6 +113,27 @@ def test_no_captions(capsys, tmp_path, folder):
     said = refused(capsys, *train(tmp_path, folder))
     assert "3 pictures of 3 without a caption" in said
     assert "--trigger" in said
+
+
+@pytest.mark.parametrize(
+    ("variant", "references", "says"),
+    [
+        ("edit-2509", ["0.png", "x.png"], "belong to no picture: x.png"),
+        ("edit-2509", ["0_1.png", "0_2.png", "0_3.png", "0_4.png"], "0.png (4). Set in data.references. this variant"),
+        ("edit", ["0.png", "1.png"], "1 picture without a reference beside others"),
+        ("edit", ["0_1.png", "0_2.png", "1.png", "2.png"], "takes at most 1 reference picture"),
+        ("image", ["0.png"], "this variant takes no reference pictures"),
+    ],
+)
+def test_references(capsys, tmp_path, folder, variant, references, says):
+    for name in references:
+        (tmp_path / "seen").mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "seen" / name)
+    file = tmp_path / "run.toml"
+    file.write_text(f'[[data]]\nfolder = "{folder}"\nreferences = "{tmp_path / "seen"}"\n')
+    asked = ["--family", "qwen", "--preset", "toy", "--variant", variant, "--output", tmp_path / "runs"]
+    assert says in refused(capsys, "train", *asked, "--config", file)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_families_presets_and_plugins(capsys, tmp_path, folder):

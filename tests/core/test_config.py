@@ -90,7 +90,7 @@ def _section(name, table):
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas"),
         ({"sampling": {"prompts": "a cat"}}, "sampling.prompts"),
         ({"data": [{"folder": 3}]}, "data.0.folder"),
-        ({"data": [{}]}, "data.0.folder"),
+        ({"data": [{}]}, "data.0"),
         ({"seed": -1}, "seed"),
         ({"name": "a/b"}, "name"),
         ({"name": ".."}, "name"),
@@ -243,6 +243,50 @@ def test_a_mistake_in_a_preset_names_the_preset(preset_kit, tmp_path):
 def test_presets_come_from_the_shelf_alone():
     with pytest.raises(ConfigError, match="no installed plugin brings a preset"):
         Shelf("preset").find("fake/usual")
+
+
+# -- names of other trainers in [sampling] -----------------------------------------------------------------------
+
+
+def test_sampling_by_other_names_is_taken_and_said(kit, asked):
+    theirs = {"guidance_scale": 3.5, "sample_steps": 28, "neg": "blurry"}
+    plan = kit.plan(kit.request(Layer({**asked, "sampling": theirs}, "run.toml")))
+    sampling = plan.settings.sampling
+    assert (sampling.guidance, sampling.steps, sampling.negative) == (3.5, 28, "blurry")
+    assert plan.choices["sampling.steps"].decided_by == "run.toml"
+    said = {problem.message for problem in plan.problems if problem.severity == "warning"}
+    assert {
+        "sampling.guidance_scale is called sampling.guidance here; it is true classifier-free guidance",
+        "sampling.sample_steps is called sampling.steps here",
+        "sampling.neg is called sampling.negative here",
+    } <= said
+    ours = kit.plan({**asked, "sampling": {"guidance": 3.5, "steps": 28, "negative": "blurry"}})
+    assert ours.settings == plan.settings
+    assert not any("is called" in problem.message for problem in ours.problems)
+
+
+def test_other_names_override_and_are_overridden_as_ours():
+    layers = [
+        Layer({"family": "fake", "sampling": {"guidance": 2, "sample_steps": 9}}, "one"),
+        Layer({"sampling": {"guidance_scale": 3, "steps": 8}}, "two"),
+    ]
+    found = build(layers)
+    assert (found.settings.sampling.guidance, found.settings.sampling.steps) == (3, 8)
+    assert found.where("sampling.guidance") == "two"
+
+
+def test_both_names_of_one_setting_are_refused():
+    assert "sampling.neg and sampling.negative are the same" in refusal({"sampling": {"neg": "a", "negative": "b"}})
+
+
+@pytest.mark.parametrize("table", [{"guidance_scale": 3.5}, {"train": {"sample_steps": 28}}, {"neg": "x"}])
+def test_other_names_count_in_sampling_alone(table):
+    assert "there is no setting" in refusal(table)
+
+
+def test_a_negative_prompt_is_a_text_by_either_name():
+    for name in ("neg", "negative"):
+        assert "sampling.negative: " in refusal({"sampling": {name: 3}})
 
 
 # -- files -------------------------------------------------------------------------------------------------------

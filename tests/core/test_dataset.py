@@ -6,15 +6,16 @@ import pytest
 from PIL import Image
 
 from lorakit.buckets import Shape
-from lorakit.dataset import ORIENTATION, index, with_trigger
+from lorakit.dataset import Bucket, Sizing, index, with_trigger
 from lorakit.errors import DataError
+from lorakit.pictures import ORIENTATION
 from lorakit.settings import PlannedData
 from tests.pictures import picture
 
 
 def read(*folders, trigger="sks", side_multiple=16, **given):
     data = [PlannedData(folder=str(folder), trigger=trigger, resolution=64, **given) for folder in folders]
-    return index(data, side_multiple)
+    return index(data, Sizing(side_multiple))
 
 
 def refusal(*folders, **given):
@@ -64,7 +65,7 @@ def test_pictures_are_counted_by_bucket_with_repeats(tmp_path):
     for number, size in enumerate([(64, 64), (80, 80), (128, 32)]):
         picture(tmp_path / "3_x" / f"{number}.png", size)
     dataset = read(tmp_path)
-    assert dataset.buckets() == {Shape(64, 64): 6, Shape(128, 32): 3}
+    assert dataset.buckets() == {Bucket(Shape(64, 64)): 6, Bucket(Shape(128, 32)): 3}
     assert dataset.passes == 9
 
 
@@ -149,7 +150,7 @@ def test_each_folder_may_have_its_own_trigger(tmp_path):
         PlannedData(folder=str(tmp_path / name), resolution=64, trigger=word)
         for name, word in [("one", "sks"), ("two", "")]
     ]
-    assert [sample.caption for sample in index(data, 16).samples] == ["a sks", "a bench"]
+    assert [sample.caption for sample in index(data, Sizing(16)).samples] == ["a sks", "a bench"]
 
 
 @pytest.mark.parametrize("captions", ["txt", "none"])
@@ -223,7 +224,7 @@ def test_a_file_instead_of_a_folder(tmp_path):
 def test_one_picture_named_twice(tmp_path):
     picture(tmp_path / "40_maya" / "a.png")
     message = refusal(tmp_path / "40_maya", tmp_path)
-    assert "named by two data folders" in message
+    assert "1 picture named more than once" in message
     assert "use repeats" in message
 
 

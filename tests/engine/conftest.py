@@ -14,7 +14,7 @@ from lorakit import Kit, Plan
 from lorakit.control import Control
 from lorakit.engine.adapter import Adapter, attach
 from lorakit.engine.cache import Cache
-from lorakit.engine.loop import Trainer
+from lorakit.engine.loop import Item, Trainer
 from lorakit.engine.parts import Source, Text
 from lorakit.engine.phases import Context
 from lorakit.engine.source import DTYPES, cache_folder, locate
@@ -121,19 +121,19 @@ def shake(adapter: Adapter, size: float) -> None:
 
 
 @pytest.fixture(scope="session")
-def samples():
+def samples(empty):
     """Six made-up samples of one shape, with texts of unequal length."""
     chance = torch.Generator().manual_seed(4)
     made = []
     for number in range(6):
         length = 3 + 2 * number
         text = Text(torch.randn(1, length, 64, generator=chance), (length,))
-        made.append((torch.randn(16, 8, 8, generator=chance), text))
+        made.append(Item(torch.randn(16, 8, 8, generator=chance), text, empty))
     return made.__getitem__
 
 
 @pytest.fixture(scope="session")
-def empty(samples) -> Text:
+def empty() -> Text:
     return Text(torch.full((1, 2, 64), 0.3), (2,))
 
 

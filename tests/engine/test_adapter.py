@@ -183,7 +183,7 @@ def test_training_moves_the_adapter_and_leaves_the_base_to_the_bit(make_plan, ma
     start = adapter.flat.detach().clone()
     assert not any(one.requires_grad for one in base.values())
     for number in range(2):
-        trainer.update([Turn((number,), number, 0)], samples, None)
+        trainer.update([Turn((number,), number, 0)], samples)
     assert (adapter.flat != start).float().mean() > 0.9
     assert all(torch.equal(one, before[name]) for name, one in base.items())
     assert all(one.grad is None for one in base.values())

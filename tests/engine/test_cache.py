@@ -13,13 +13,19 @@ from PIL import Image
 
 from lorakit.dataset import index
 from lorakit.engine.cache import Cache, FileHashes, write_atomically
+from lorakit.engine.caching import LatentStore, TextStore, Words, words
+from lorakit.engine.material import gather
 from lorakit.engine.parts import Text
-from lorakit.engine.phases import LatentStore, TextStore, cache_images, cache_text, captions
+from lorakit.engine.pixels import load
 from lorakit.errors import DataError
 
 
-def dataset_of(plan):
-    return index(plan.settings.data, 16)
+@pytest.fixture
+def dataset_of(family):
+    def read(plan):
+        return index(plan.settings.data, family.sizing(plan.settings.variant, None, None))
+
+    return read
 
 
 @pytest.fixture
@@ -34,9 +40,9 @@ def work(context_for, family, drained, monkeypatch):
             seen.append(kind)
             inner = part.encode
 
-            def encode(items):
+            def encode(items, *references):
                 seen.extend(items if kind == "text_encoder" else ["picture"] * len(items))
-                return inner(items)
+                return inner(items, *references)
 
             part.encode = encode
             return part
@@ -47,10 +53,7 @@ def work(context_for, family, drained, monkeypatch):
         seen: list[str] = []
         for kind in ("text_encoder", "image_coder"):
             monkeypatch.setattr(family, kind, counted(kind, seen))
-        context, dataset = context_for(plan), dataset_of(plan)
-        drained(cache_text(context, dataset))
-        drained(cache_images(context, dataset))
-        context.cache.files.save()
+        drained(gather(context_for(plan)))
         return seen
 
     return cache
@@ -59,8 +62,7 @@ def work(context_for, family, drained, monkeypatch):
 def test_everything_is_encoded_once_and_then_nothing_is_even_loaded(make_plan, work):
     plan = make_plan(sampling={"prompts": []})
     texts = ["sks, a red circle", "sks, a blue star on the left", "sks, a green square at the bottom", "sks, a circle"]
-    negative = " "  # of the previews
-    assert sorted(work(plan)) == sorted(["text_encoder", *texts, negative, "image_coder", *["picture"] * 4])
+    assert sorted(work(plan)) == sorted(["text_encoder", *texts, "image_coder", *["picture"] * 4])
     assert work(plan) == []
 
 
@@ -72,26 +74,32 @@ def test_only_what_changed_is_encoded_again(make_plan, work, pictures):
     assert sorted(work(plan)) == ["image_coder", "picture", "sks, a blue moon", "text_encoder"]
 
 
-def test_the_empty_caption_is_cached_where_captions_are_dropped(make_plan):
+def test_the_empty_caption_is_cached_where_captions_are_dropped(make_plan, dataset_of):
     with_dropout, without = make_plan(train={"caption_dropout": 0.1}), make_plan()
-    assert "" in captions(with_dropout, dataset_of(with_dropout))
-    assert "" not in captions(without, dataset_of(without))
+    assert Words("") in words(with_dropout, dataset_of(with_dropout), [])
+    assert Words("") not in words(without, dataset_of(without), [])
+
+
+def test_prompts_and_the_negative_are_cached_where_something_is_drawn(make_plan, work):
+    drawn = {"prompts": ["a moon"], "every": 1}
+    texts = work(make_plan(sampling=drawn))
+    assert {"a moon", " "} < set(texts)
+    assert work(make_plan(sampling={**drawn, "negative": "blurry"})) == ["text_encoder", "blurry", "image_coder"]
 
 
 def test_cached_values_are_the_encoded_ones(make_plan, context_for, family, drained):
     plan = make_plan(sampling={"prompts": ["a red circle"], "every": "epoch"})
-    context, dataset = context_for(plan), dataset_of(plan)
-    texts = drained(cache_text(context, dataset))
-    latents, coder = drained(cache_images(context, dataset))
+    context = context_for(plan)
+    material = drained(gather(context))
     encoder = family.text_encoder(plan, context.source)
-    for sample in dataset.samples:
+    for number, sample in enumerate(material.dataset.samples):
         with torch.no_grad():
             (text,) = encoder.encode([sample.caption])
-        found = texts[sample.caption]
-        assert found.lengths == text.lengths
-        assert torch.allclose(found.hidden, text.hidden, atol=1e-5)
-        shape = sample.fit.shape
-        assert latents[sample].shape == (16, shape.height // coder.scale, shape.width // coder.scale)
+            latents = material.coder.encode(load(sample.framed)[None])[0]
+        found = material.item(number)
+        assert found.text.lengths == text.lengths
+        assert torch.allclose(found.text.hidden, text.hidden, atol=1e-5)
+        assert torch.allclose(found.latents, latents, atol=1e-5)
 
 
 # -- keys --------------------------------------------------------------------------------------------------------
@@ -100,16 +108,15 @@ def test_cached_values_are_the_encoded_ones(make_plan, context_for, family, drai
 @pytest.fixture
 def text_key(context_for):
     def key(plan, caption: str = "a red circle") -> str:
-        return TextStore(context_for(plan)).key(caption)
+        return TextStore(context_for(plan)).key(Words(caption))
 
     return key
 
 
 @pytest.fixture
-def latent_key(context_for):
+def latent_key(context_for, dataset_of):
     def key(plan) -> str:
-        dataset = dataset_of(plan)
-        return LatentStore(context_for(plan), dataset).key(dataset.samples[0])
+        return LatentStore(context_for(plan)).key(dataset_of(plan).samples[0].framed)
 
     return key
 
@@ -139,10 +146,10 @@ def test_latents_are_named_by_all_that_feeds_them(make_plan, latent_key, family,
     assert len(set(keys)) == len(keys)
 
 
-def test_a_trigger_is_part_of_the_caption(make_plan):
-    one, other = (captions(plan, dataset_of(plan)) for plan in (make_plan(), make_plan(trigger="zwx")))
-    assert one[0] == "sks, a red circle"
-    assert other[0] == "zwx, a red circle"
+def test_a_trigger_is_part_of_the_caption(make_plan, dataset_of):
+    one, other = (words(plan, dataset_of(plan), []) for plan in (make_plan(), make_plan(trigger="zwx")))
+    assert one[0] == Words("sks, a red circle")
+    assert other[0] == Words("zwx, a red circle")
 
 
 def test_other_weights_give_other_names(make_plan, text_key, latent_key, toy, tmp_path):
@@ -219,14 +226,14 @@ def test_a_torn_memory_of_hashes_is_forgotten(tmp_path):
 def test_a_torn_entry_is_removed_and_made_anew(make_plan, context_for, drained, work):
     plan = make_plan()
     work(plan)
-    context, dataset = context_for(plan), dataset_of(plan)
-    store = drained(cache_text(context, dataset))
-    caption = dataset.samples[0].caption
+    context = context_for(plan)
+    material = drained(gather(context))
+    store, caption = material.texts, Words(material.dataset.samples[0].caption)
     (entry,) = context.cache.folder.rglob(f"{store.key(caption)}.safetensors")
     entry.write_bytes(entry.read_bytes()[:-40])
-    with pytest.raises(DataError, match=f"{caption}.*cannot be read.*start again"):
+    with pytest.raises(DataError, match=f"{caption.caption}.*cannot be read.*start again"):
         store[caption]
-    assert caption in work(plan)
+    assert caption.caption in work(plan)
     assert isinstance(store[caption], Text)
 
 

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def advance(trainer, samples, updates: int) -> None:
     for _ in range(updates):
         first = 2 * trainer.updates
-        trainer.update([Turn((first % 6,), first, 0), Turn((first % 5,), first + 1, 0)], samples, None)
+        trainer.update([Turn((first % 6,), first, 0), Turn((first % 5,), first + 1, 0)], samples)
 
 
 def save(run, trainer):

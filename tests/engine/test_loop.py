@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,9 +25,9 @@ def test_accumulation_of_singles_equals_one_batch(make_plan, make_trainer, sampl
     for number in range(4):
         first = 4 * number
         ones = [Turn((index,), first + index, 0) for index in range(4)]
-        single.update(ones, samples, None)
-        whole.update([Turn((0, 1, 2, 3), first, 0)], samples, None)
-        uneven.update([Turn((0, 1, 2), first, 0), Turn((3,), first + 3, 0)], samples, None)
+        single.update(ones, samples)
+        whole.update([Turn((0, 1, 2, 3), first, 0)], samples)
+        uneven.update([Turn((0, 1, 2), first, 0), Turn((3,), first + 3, 0)], samples)
     assert single.updates == 4
     start = make_trainer(plan, noise=0.02).adapter.flat
     assert (single.adapter.flat - start).abs().max() > 1e-4
@@ -39,7 +41,7 @@ def test_gradient_checkpointing_gives_equal_gradients(make_plan, make_trainer, s
     recompute(thrifty.denoiser.blocks, keeps_random_state=False)
     for trainer in (plain, thrifty):
         trainer.denoiser.module.train()
-        trainer.loss(turn, samples, None).mean().backward()
+        trainer.loss(turn, samples).mean().backward()
     assert plain.adapter.grad.any()
     assert torch.allclose(plain.adapter.grad, thrifty.adapter.grad, rtol=1e-5, atol=1e-8)
 
@@ -53,7 +55,7 @@ def test_gradient_checkpointing_draws_the_same_dropout_twice(make_plan, make_tra
             recompute(trainer.denoiser.blocks, keeps_random_state=keeps)
         trainer.denoiser.module.train()
         torch.manual_seed(0)
-        trainer.loss(turn, samples, None).mean().backward()
+        trainer.loss(turn, samples).mean().backward()
         gradients.append(trainer.adapter.grad.clone())
     assert torch.allclose(*gradients, rtol=1e-5, atol=1e-8)
 
@@ -62,7 +64,7 @@ def test_a_long_gradient_is_shortened(make_plan, make_trainer, samples):
     limited = make_trainer(make_plan(train={"max_grad_norm": 1e-3}), noise=0.05)
     free = make_trainer(make_plan(train={"max_grad_norm": 0.0}), noise=0.05)
     turn = [Turn((0,), 0, 0)]
-    step, unlimited = limited.update(turn, samples, None), free.update(turn, samples, None)
+    step, unlimited = limited.update(turn, samples), free.update(turn, samples)
     assert step.grad_norm == pytest.approx(unlimited.grad_norm)  # what is told is the length before
     assert step.grad_norm > 1e-2
     assert float(limited.adapter.grad.norm()) == pytest.approx(1e-3, rel=1e-3)
@@ -72,7 +74,7 @@ def test_a_long_gradient_is_shortened(make_plan, make_trainer, samples):
 def test_the_planned_learning_rate_is_what_the_optimizer_uses(make_plan, make_trainer, samples):
     plan = make_plan(optimizer={"learning_rate": 1e-3, "warmup": 2}, train={"updates": 4})
     trainer = make_trainer(plan)
-    found = [trainer.update([Turn((0,), number, 0)], samples, None).learning_rate for number in range(3)]
+    found = [trainer.update([Turn((0,), number, 0)], samples).learning_rate for number in range(3)]
     assert found == pytest.approx([5e-4, 1e-3, 1e-3])
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
 
@@ -84,7 +86,7 @@ def test_the_average_warms_up(make_plan, make_trainer, samples):
     trainer = make_trainer(make_plan(train={"ema": 0.3, "updates": 10}))
     expected = trainer.adapter.flat.detach().double().clone()
     for update in range(1, 6):
-        trainer.update([Turn((0,), update, 0)], samples, None)
+        trainer.update([Turn((0,), update, 0)], samples)
         decay = min(0.3, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * trainer.adapter.flat.detach().double()
     assert torch.allclose(trainer.average.double(), expected, atol=1e-7)
@@ -98,7 +100,7 @@ def test_there_is_no_average_unless_asked_for(make_plan, make_trainer):
 # -- captions ----------------------------------------------------------------------------------------------------
 
 
-def shown_lengths(trainer, samples, empty, passes: int) -> list[int]:
+def shown_lengths(trainer, samples, passes: int) -> list[int]:
     """Text lengths that the model is shown, pass by pass."""
     seen: list[int] = []
 
@@ -108,22 +110,22 @@ def shown_lengths(trainer, samples, empty, passes: int) -> list[int]:
 
     trainer.denoiser.predict = predict
     for first in range(0, passes, 50):
-        trainer.loss(Turn((3,) * 50, first, 0), samples, empty)
+        trainer.loss(Turn((3,) * 50, first, 0), samples)
     return seen
 
 
 def test_captions_are_dropped_at_the_asked_rate(make_plan, make_trainer, samples, empty):
     trainer = make_trainer(make_plan(train={"caption_dropout": 0.2}))
-    seen = shown_lengths(trainer, samples, empty, 2000)
-    own = samples(3)[1].lengths[0]
+    seen = shown_lengths(trainer, samples, 2000)
+    own = samples(3).text.lengths[0]
     assert set(seen) == {own, empty.lengths[0]}
     assert seen.count(empty.lengths[0]) / len(seen) == pytest.approx(0.2, abs=0.03)
 
 
 @pytest.mark.parametrize(("rate", "length"), [(0.0, 9), (1.0, 2)])
-def test_dropout_never_and_always(make_plan, make_trainer, samples, empty, rate, length):
+def test_dropout_never_and_always(make_plan, make_trainer, samples, rate, length):
     trainer = make_trainer(make_plan(train={"caption_dropout": rate}))
-    assert set(shown_lengths(trainer, samples, empty, 100)) == {length}
+    assert set(shown_lengths(trainer, samples, 100)) == {length}
 
 
 def test_the_draws_of_a_pass_depend_on_its_number_and_the_seed_alone():
@@ -181,11 +183,11 @@ def test_weighted_counts_levels_by_a_bell_of_mean_one(uniform):
 
 def test_weights_reach_the_loss(make_plan, make_trainer, samples):
     turn = Turn((1,), 2, 0)
-    plain = make_trainer(make_plan(scheduler={"timesteps": "uniform"})).loss(turn, samples, None)
+    plain = make_trainer(make_plan(scheduler={"timesteps": "uniform"})).loss(turn, samples)
     weighted = make_trainer(make_plan(scheduler={"timesteps": "weighted"}))
     level = draw(weighted.plan.settings.seed, 2, ()).level
     expected = plain * weighted.scheduler.weight(level[None])
-    assert weighted.loss(turn, samples, None).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert weighted.loss(turn, samples).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 # -- bad numbers -------------------------------------------------------------------------------------------------
@@ -197,10 +199,10 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pictures(make_plan, make_t
     before = trainer.adapter.flat.detach().clone()
 
     def broken(index: int):
-        latents, text = samples(index)
-        return (latents * float("nan") if index == 4 else latents), text
+        item = samples(index)
+        return replace(item, latents=item.latents * float("nan")) if index == 4 else item
 
     with pytest.raises(TrainingError, match=r"update 1 is not a finite number.*picture 2, picture 4.*resume"):
-        trainer.update([Turn((2,), 0, 0), Turn((4,), 1, 0)], broken, None)
+        trainer.update([Turn((2,), 0, 0), Turn((4,), 1, 0)], broken)
     assert torch.equal(trainer.adapter.flat, before)
     assert trainer.updates == 0

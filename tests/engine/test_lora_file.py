@@ -41,7 +41,7 @@ PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_learning_rate", "ss_sd_mod
 def written(make_trainer, family, tmp_path):
     def write(plan):
         trainer = make_trainer(plan, noise=0.1)
-        dataset = index(plan.settings.data, family.side_multiple)
+        dataset = index(plan.settings.data, family.sizing(plan.settings.variant, None, None))
         path = tmp_path / "x.safetensors"
         write_atomically(path, lora_file.encode(plan, family, trainer.denoiser, trainer.adapter, dataset, 5))
         return path, trainer.adapter
@@ -101,6 +101,13 @@ def test_full_metadata_tells_how_it_was_made(make_plan, written, pictures):
     assert json.loads(about["lorakit.config"])["lora"]["rank"] == 4
     own_paths = str(pictures.parent)
     assert not any(own_paths in about[key] for key in about if key != "ss_sd_model_name")
+
+
+@pytest.mark.parametrize("detail", ["full", "minimal"])
+def test_the_sampling_that_belongs_to_it_is_told(make_plan, written, detail):
+    plan = make_plan(save={"metadata": detail}, sampling={"recipe": "comfyui", "guidance": 1, "steps": 9})
+    told = json.loads(metadata(written(plan)[0])["lorakit.sampling"])
+    assert told == {"recipe": "comfyui", "guidance": 1, "steps": 9, "shift": 3.0}
 
 
 def test_no_metadata_is_none(make_plan, written):

@@ -8,17 +8,18 @@ import torch
 from PIL import Image
 
 from lorakit.buckets import Shape, fit
-from lorakit.dataset import ORIENTATION, Sample, index
+from lorakit.dataset import Framed, Sizing, index
 from lorakit.engine.pixels import load, to_image, to_rgb, to_tensor
 from lorakit.errors import DataError
+from lorakit.pictures import ORIENTATION
 from lorakit.settings import PlannedData
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
-def sample(path, width=32, height=32, resolution=32) -> Sample:
+def framed(path, width=32, height=32, resolution=32) -> Framed:
     size = Shape(width, height)
-    return Sample(path, "", size, fit(size, resolution, 16), 1, path.parent.name)
+    return Framed(path, size, fit(size, resolution, 16))
 
 
 def colour(image: Image.Image, at=(0, 0)) -> tuple[int, ...]:
@@ -85,7 +86,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff"])
 def test_every_format_is_read(tmp_path, suffix):
     Image.new("RGB", (32, 32), RED).save(tmp_path / f"x.{suffix}")
-    pixels = load(sample(tmp_path / f"x.{suffix}"))
+    pixels = load(framed(tmp_path / f"x.{suffix}"))
     assert pixels.shape == (3, 32, 32)
     assert pixels.dtype == torch.float32
     assert torch.allclose(pixels, torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1).expand(3, 32, 32), atol=0.03)
@@ -102,9 +103,9 @@ def test_pictures_are_stood_upright(tmp_path, orientation, corner):
     exif[ORIENTATION] = orientation
     image.save(tmp_path / "x.png", exif=exif)
     (tmp_path / "x.txt").write_text("x", encoding="utf-8")
-    (one,) = index([PlannedData(folder=str(tmp_path), resolution=64, trigger="")], 16).samples
+    (one,) = index([PlannedData(folder=str(tmp_path), resolution=64, trigger="")], Sizing(16)).samples
     assert one.size == (Shape(32, 64) if orientation in (6, 8) else Shape(64, 32))
-    pixels = load(one)
+    pixels = load(one.framed)
     assert pixels.shape[1:] == (one.fit.shape.height, one.fit.shape.width)
     row, column = (-2 if word in ("bottom", "right") else 1 for word in corner.split())
     assert pixels[0, row, column] > 0.8
@@ -115,7 +116,7 @@ def test_the_middle_is_kept_when_sides_are_cut(tmp_path):
     image = Image.new("RGB", (48, 32), BLUE)
     image.paste(RED, (8, 0, 40, 32))
     image.save(tmp_path / "x.png")
-    one = sample(tmp_path / "x.png", 48, 32)
+    one = framed(tmp_path / "x.png", 48, 32)
     assert str(one.fit.shape) == "32x32"
     pixels = load(one)
     assert bool((pixels[0] > 0.5).all())
@@ -126,20 +127,20 @@ def test_a_cut_off_file_is_named(tmp_path):
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(DataError, match=r"x\.png cannot be decoded.*Replace or remove"):
-        load(sample(path, 64, 64))
+        load(framed(path, 64, 64))
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture at all")
     with pytest.raises(DataError, match=r"x\.png cannot be decoded"):
-        load(sample(tmp_path / "x.png"))
+        load(framed(tmp_path / "x.png"))
 
 
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"x\.png cannot be decoded.*decompression bomb"):
-        load(sample(tmp_path / "x.png", 64, 64))
+        load(framed(tmp_path / "x.png", 64, 64))
 
 
 def test_tensor_and_picture_are_each_others_reverse():

@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lorakit import FlowShift
 from lorakit.engine.parts import Source
-from lorakit.engine.preview import Painter, contact_sheet, noise_for, save
+from lorakit.engine.preview import Painter, Subject, contact_sheet, noise_for, save
+from lorakit.engine.schedulers import FlowMatch
+from lorakit.settings import PlannedScheduler
 
 CPU = torch.device("cpu")
 
@@ -24,7 +27,8 @@ def drawing(make_plan, make_trainer, family, toy):
     with torch.no_grad():
         *texts, negative = encoder.encode([*plan.settings.sampling.prompts, " "])
     settings = plan.settings.sampling
-    painter = Painter(family, settings, trainer.denoiser, coder, trainer.scheduler, texts, negative)
+    subjects = [Subject(text, negative) for text in texts]
+    painter = Painter(family, settings, trainer.denoiser, coder, trainer.scheduler, subjects)
     return painter, trainer.adapter, trainer.denoiser
 
 
@@ -70,6 +74,18 @@ def test_each_prompt_starts_from_its_own_noise(drawing, make_plan):
     assert first.shape == (1, coder.channels, 32 // coder.scale, 48 // coder.scale)
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("steps", [2, 20, 40])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 3.1])
+def test_a_fixed_shift_is_comfyuis(steps, shift):
+    """ModelSamplingAuraFlow's table of 1000 levels, which its scheduler `simple` takes evenly from the noisy end."""
+    table = [shift * t / (1 + (shift - 1) * t) for t in (number / 1000 for number in range(1, 1001))]
+    simple = [table[-(1 + int(number * 1000 / steps))] for number in range(steps)] + [0.0]
+    scheduler = FlowMatch(PlannedScheduler(name="flowmatch", timesteps="sigmoid"), FlowShift(terminal=0.02))
+    for tokens in (64, 4096):  # whatever the size, and without the stretch to a terminal level
+        assert scheduler.levels(steps, tokens, shift).tolist() == pytest.approx(simple, abs=1e-6)
+    assert scheduler.levels(steps, 64)[-2] == pytest.approx(0.02)
 
 
 def test_a_sheet_has_a_row_for_each_prompt_and_a_column_for_each_strength(drawing):

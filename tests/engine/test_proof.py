@@ -43,13 +43,16 @@ def test_a_good_file_loads_everywhere_at_scale_one(made):
     assert str(found) == f"diffusers {count}/{count} modules, scale 1.000 | ComfyUI keys {count}/{count}"
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_rounding_to_half_precision_is_no_fault(make_plan, make_trainer, family, toy, tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "base"),
+    [("bf16", torch.float32), ("fp16", torch.float32), ("fp16", torch.bfloat16), ("fp32", torch.bfloat16)],
+)
+def test_rounding_to_half_precision_is_no_fault(make_plan, make_trainer, family, toy, tmp_path, dtype, base):
     plan = make_plan(save={"dtype": dtype})
     trainer = make_trainer(plan, noise=0.1)
     path = tmp_path / "x.safetensors"
     write_atomically(path, lora_file.encode(plan, family, trainer.denoiser, trainer.adapter, Dataset(), 1))
-    source = Source(toy, "the toy", torch.float32)
+    source = Source(toy, "the toy", base)
     assert proof.prove(path, plan, family, source, trainer.denoiser, trainer.adapter).holds
 
 

@@ -16,11 +16,12 @@ from lorakit.dataset import Dataset
 from lorakit.engine import lora_file
 from lorakit.engine.adapter import attach
 from lorakit.engine.cache import Cache, write_atomically
+from lorakit.engine.caching import Scene, Words, cache_text
 from lorakit.engine.draws import draw
-from lorakit.engine.loop import Trainer
+from lorakit.engine.loop import Item, Trainer
 from lorakit.engine.parts import Batch, Source, Text
-from lorakit.engine.phases import Context, cache_text
-from lorakit.engine.preview import Painter, denoise, noise_for
+from lorakit.engine.phases import Context
+from lorakit.engine.preview import Painter, Subject, denoise, noise_for
 from lorakit.engine.schedulers import FlowMatch
 from lorakit.order import Turn
 from lorakit.settings import PlannedScheduler
@@ -63,12 +64,12 @@ def test_cached_text_equals_encode_prompt(kit, make_plan, source, pipeline, tmp_
     plan = make_plan(sampling={"prompts": [SHORT, LONG]})
     cache = Cache(tmp_path)
     context = Context(plan, kit.shelves.families["qwen"], kit.shelves, source, cache, CPU, Control())
-    store = drained(cache_text(context, Dataset()))
+    store = drained(cache_text(context, Dataset(), [Scene(SHORT), Scene(LONG)]))
     for caption in (SHORT, LONG):
         with torch.no_grad():
             hidden, mask = pipeline.encode_prompt(caption)
         assert mask is None
-        assert farthest(store[caption].hidden, hidden) < 1e-5
+        assert farthest(store[Words(caption)].hidden, hidden) < 1e-5
 
 
 def drained(work):
@@ -211,8 +212,9 @@ def test_training_levels_are_the_fields(scheduler, tokens, golden):
 
 def painter_for(plan, denoiser, coder, encoder) -> Painter:
     sampling = plan.settings.sampling
-    prompts = [texts_of(encoder, prompt) for prompt in sampling.prompts]
-    return Painter(Qwen(), sampling, denoiser, coder, flow_match("sigmoid"), prompts, texts_of(encoder, " "))
+    negative = texts_of(encoder, " ")
+    subjects = [Subject(texts_of(encoder, prompt), negative) for prompt in sampling.prompts]
+    return Painter(Qwen(), sampling, denoiser, coder, flow_match("sigmoid"), subjects)
 
 
 def pipeline_draws(pipeline, noise, sampling, **options):
@@ -256,7 +258,7 @@ def test_latents_of_two_unequal_captions_equal_the_pipelines(
     noise = torch.cat([noise_for(settings, coder, number) for number in range(2)])
     text, negative = texts_of(encoder, SHORT, LONG), texts_of(encoder, " ", " ")
     tokens = noise.shape[-1] * noise.shape[-2] // 4
-    latents = denoise(denoiser, flow_match("sigmoid"), noise, text, negative, settings, tokens)
+    latents = denoise(denoiser, flow_match("sigmoid"), noise, Batch(text), Batch(negative), settings, tokens)
     expected = pipeline_draws(pipeline, noise, settings, output_type="latent")
     assert farthest(pack(latents), expected) < TOLERANCE
 
@@ -279,16 +281,16 @@ def samples(encoder, coder):
     with torch.no_grad():
         latents = coder.encode(pixels)
     texts = [texts_of(encoder, caption) for caption in (SHORT, LONG)]
-    return list(zip(latents, texts, strict=True)).__getitem__
+    return [Item(*one) for one in zip(latents, texts, strict=True)].__getitem__
 
 
 def test_loss_equals_the_example_scripts(trainer, samples, pipeline):
     """diffusers' examples/dreambooth/train_dreambooth_lora_qwen_image.py, from its latents on."""
     trainer.adapter.flat.data.zero_()  # the script's model is the plain one, or has an untrained adapter
-    ours = trainer.loss(Turn((0, 1), 7, 0), samples, None)
+    ours = trainer.loss(Turn((0, 1), 7, 0), samples)
 
     draws = [draw(5, number, (16, 12, 20)) for number in (7, 8)]
-    model_input = torch.stack([samples(number)[0] for number in (0, 1)])[:, :, None]
+    model_input = torch.stack([samples(number).latents for number in (0, 1)])[:, :, None]
     noise = torch.stack([one.noise for one in draws])[:, :, None]
     sigmas = torch.stack([one.level for one in draws])
     sigmas = torch.sigmoid(torch.special.ndtri(sigmas)).view(2, 1, 1, 1, 1)
@@ -313,8 +315,8 @@ def test_loss_equals_the_example_scripts(trainer, samples, pipeline):
 
 
 def test_a_padded_batchs_loss_is_its_items(trainer, samples):
-    together = trainer.loss(Turn((0, 1), 3, 0), samples, None)
-    alone = torch.cat([trainer.loss(Turn((index,), 3 + index, 0), samples, None) for index in (0, 1)])
+    together = trainer.loss(Turn((0, 1), 3, 0), samples)
+    alone = torch.cat([trainer.loss(Turn((index,), 3 + index, 0), samples) for index in (0, 1)])
     assert together.tolist() == pytest.approx(alone.tolist(), rel=1e-5)
 
 

@@ -23,8 +23,19 @@ from lorakit.errors import TrainingError
 from lorakit.order import Turn
 from lorakit.plan import Plan
 
-Samples = Callable[[int], tuple[Tensor, Text]]
-"""Latents (C, H, W) and text of a sample by its index."""
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a sample is taught with: latents (C, H, W), text, the text of its empty caption, references (C, h, w)."""
+
+    latents: Tensor
+    text: Text
+    empty: Text | None = None
+    references: tuple[Tensor, ...] = ()
+
+
+Samples = Callable[[int], Item]
+"""A sample by its index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +68,14 @@ class Trainer:
         self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
         self._patch, self._dtype, self._device = patch, dtype, adapter.flat.device
 
-    def update(self, turns: Sequence[Turn], samples: Samples, empty: Text | None) -> Step:
+    def update(self, turns: Sequence[Turn], samples: Samples) -> Step:
         """One update over `turns`, each picture's loss counting the same however they are batched."""
         pictures = sum(len(turn.samples) for turn in turns)
         self.denoiser.module.train()
         self.adapter.grad.zero_()
         losses = torch.zeros((), device=self._device)
         for turn in turns:
-            loss = self.loss(turn, samples, empty).sum() / pictures
+            loss = self.loss(turn, samples).sum() / pictures
             loss.backward()  # type: ignore[no-untyped-call]
             losses += loss.detach()
         norm = self.adapter.grad.norm()
@@ -82,26 +93,28 @@ class Trainer:
         self.stepping = False
         return Step(float(losses), float(norm), rate)
 
-    def loss(self, turn: Turn, samples: Samples, empty: Text | None) -> Tensor:
+    def loss(self, turn: Turn, samples: Samples) -> Tensor:
         """The weighted squared error of each picture of a batch, (B,), in fp32."""
         found = [samples(index) for index in turn.samples]
         draws = [
-            draw(self.plan.settings.seed, turn.first_pass + place, tuple(latents.shape))
-            for place, (latents, _) in enumerate(found)
+            draw(self.plan.settings.seed, turn.first_pass + place, tuple(item.latents.shape))
+            for place, item in enumerate(found)
         ]
         dropout = self.plan.settings.train.caption_dropout
         texts = [
-            empty if empty is not None and chance.drop < dropout else text
-            for chance, (_, text) in zip(draws, found, strict=True)
+            item.empty if item.empty is not None and chance.drop < dropout else item.text
+            for chance, item in zip(draws, found, strict=True)
         ]
-        clean = torch.stack([latents for latents, _ in found]).float()
+        clean = torch.stack([item.latents for item in found]).float()
         noise = torch.stack([chance.noise for chance in draws])
         tokens = clean.shape[-1] * clean.shape[-2] // self._patch**2
         t = self.scheduler.level(torch.stack([chance.level for chance in draws]), tokens)
         clean, noise, t = (tensor.to(self._device) for tensor in (clean, noise, t))
         text = Text.collate(texts).to(self._device, self._dtype)
         noisy = self.scheduler.mix(clean, noise, t).to(self._dtype)
-        answer = self.denoiser.predict(noisy, t, Batch(text))
+        seen = zip(*(item.references for item in found), strict=True)
+        references = tuple(torch.stack(some).to(self._device, self._dtype) for some in seen)
+        answer = self.denoiser.predict(noisy, t, Batch(text, references))
         error = (answer.float() - self.scheduler.target(clean, noise, t)) ** 2
         return error.flatten(1).mean(1) * self.scheduler.weight(t)
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from datetime import UTC, datetime
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,6 +23,12 @@ from lorakit.engine.parts import Denoiser
 from lorakit.engine.source import DTYPES
 from lorakit.family import Family
 from lorakit.plan import Plan
+
+SAMPLING = ("recipe", "guidance", "steps", "shift")
+"""Settings of previews with which the file is drawn as it was shown."""
+
+PLACES: Any = {"output": True, "data": {"__all__": {"folder", "list", "references"}}, "sampling": {"references"}}
+"""Settings that are paths of one machine, and nobody else's business."""
 
 
 def tensors(adapter: Adapter, component: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -70,6 +77,7 @@ def metadata(plan: Plan, family: Family, dataset: Dataset, update: int) -> dict[
         "ss_v2": "False",
         "lorakit.version": plan.lorakit,
         "lorakit.template": settings.text_encoder.template,
+        "lorakit.sampling": json.dumps(settings.sampling.model_dump(include=set(SAMPLING))),
     }
     if settings.trigger:
         about |= {"modelspec.trigger_phrase": settings.trigger, "ss_trigger_words": settings.trigger}
@@ -84,7 +92,7 @@ def _full(plan: Plan, dataset: Dataset, update: int) -> dict[str, str]:
         folder = folders.setdefault(sample.folder, {"n_repeats": sample.repeats, "img_count": 0})
         folder["img_count"] += 1
         tags.setdefault(sample.folder, Counter()).update(_tags(sample.caption))
-    shown = settings.model_dump(mode="json", exclude={"output": True, "data": {"__all__": {"folder"}}})
+    shown = settings.model_dump(mode="json", exclude=PLACES)
     return {
         "ss_sd_model_name": settings.model.source,
         "ss_learning_rate": str(settings.optimizer.learning_rate),

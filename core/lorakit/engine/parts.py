@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError
@@ -61,9 +62,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a denoiser is told besides the noisy latents and their noise level."""
+    """What a denoiser is told besides the noisy latents and their noise level.
+
+    `references` are the latents of the reference pictures, (B, C, h, w) each, the same number of them and of the same
+    shapes for every item.
+    """
 
     text: Text
+    references: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +102,11 @@ class TextEncoder(Protocol):
 
     module: nn.Module
 
-    def encode(self, captions: Sequence[str]) -> list[Text]:
-        """One single-item Text for each caption, independent of its neighbours."""
+    def encode(self, captions: Sequence[str], references: Sequence[Image.Image] = ()) -> list[Text]:
+        """One single-item Text for each caption, independent of its neighbours.
+
+        `references` are what the captions are about, at the shapes the family chose; they are the same for all.
+        """
 
 
 class ImageCoder(Protocol):

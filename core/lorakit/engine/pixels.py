@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lorakit.dataset import Sample, orientation
+from lorakit.buckets import Shape
+from lorakit.dataset import Framed
 from lorakit.errors import DataError
+from lorakit.pictures import orientation
 
 VERSION = 1  # of what happens to pixels here; raised when it changes, so that cached latents are made anew
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -16,22 +20,31 @@ TO_8_BIT = 257  # 65535 / 255
 AGAIN = "Put it back as it was, or start a new run."
 
 
-def load(sample: Sample) -> Tensor:
-    """The sample's pixels, (3, H, W) float32 in [-1, 1], in its bucket's shape."""
+def load(picture: Framed) -> Tensor:
+    """The picture's pixels, (3, H, W) float32 in [-1, 1], in the shape it is framed to."""
+    brought = picture.fit
+    rgb = decode(picture.path, picture.size)
+    whole = rgb.resize((brought.resized.width, brought.resized.height), Image.Resampling.LANCZOS)
+    box = (brought.left, brought.top, brought.left + brought.shape.width, brought.top + brought.shape.height)
+    return to_tensor(whole.crop(box))
+
+
+def decode(path: Path, size: Shape) -> Image.Image:
+    """The whole picture, upright and RGB; DataError where it cannot be decoded or is no longer of `size`."""
     try:
-        with Image.open(sample.path) as image:
+        with Image.open(path) as image:
             turned = orientation(image) != 1
             rgb = to_rgb(ImageOps.exif_transpose(image) if turned else image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"the picture {sample.path} cannot be decoded", why=str(error), fix="Replace or remove it."
-        ) from error
-    if rgb.size != (sample.size.width, sample.size.height):
-        raise DataError(f"the picture {sample.path} was {sample.size} when the run was planned, and is not", fix=AGAIN)
-    brought = sample.fit
-    resized = rgb.resize((brought.resized.width, brought.resized.height), Image.Resampling.LANCZOS)
-    box = (brought.left, brought.top, brought.left + brought.shape.width, brought.top + brought.shape.height)
-    return to_tensor(resized.crop(box))
+        raise DataError(f"the picture {path} cannot be decoded", why=str(error), fix="Replace or remove it.") from error
+    if rgb.size != (size.width, size.height):
+        raise DataError(f"the picture {path} was {size} when the run was planned, and is not", fix=AGAIN)
+    return rgb
+
+
+def resized(path: Path, size: Shape, shape: Shape) -> Image.Image:
+    """The picture at another shape, with the resampling of diffusers' VaeImageProcessor."""
+    return decode(path, size).resize((shape.width, shape.height), Image.Resampling.LANCZOS)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,21 +31,30 @@ def denoise(
     denoiser: Denoiser,
     scheduler: Scheduler,
     noise: Tensor,
-    text: Text,
-    negative: Text,
+    seen: Batch,
+    negative: Batch,
     settings: PlannedSampling,
     tokens: int,
 ) -> Tensor:
     """From noise (B, C, H, W) to clean latents, with guidance where it is over 1."""
-    levels = scheduler.levels(settings.steps, tokens).to(noise.device)
+    levels = scheduler.levels(settings.steps, tokens, settings.shift).to(noise.device)
     latents = noise
     for now, then in pairwise(levels):
         t = now.expand(latents.shape[0])
-        prediction = denoiser.predict(latents, t, Batch(text))
+        prediction = denoiser.predict(latents, t, seen)
         if settings.guidance > 1:
-            prediction = denoiser.guide(prediction, denoiser.predict(latents, t, Batch(negative)), settings.guidance)
+            prediction = denoiser.guide(prediction, denoiser.predict(latents, t, negative), settings.guidance)
         latents = scheduler.step(latents, prediction, now, then)
     return latents
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is drawn: the text of its prompt, that of the negative prompt, and the latents of references (C, h, w)."""
+
+    text: Text
+    negative: Text
+    references: tuple[Tensor, ...] = ()
 
 
 class Painter:
@@ -57,12 +67,11 @@ class Painter:
         denoiser: Denoiser,
         coder: ImageCoder,
         scheduler: Scheduler,
-        texts: Sequence[Text],
-        negative: Text,
+        subjects: Sequence[Subject],
     ) -> None:
         self._family, self._settings = family, settings
         self._denoiser, self._coder, self._scheduler = denoiser, coder, scheduler
-        self._texts, self._negative = texts, negative
+        self._subjects = subjects
 
     def draw(self, number: int, device: torch.device, dtype: torch.dtype) -> Image.Image:
         """The picture of prompt `number`; training's random state and mode are left as they were."""
@@ -71,8 +80,10 @@ class Painter:
         try:
             noise = noise_for(self._settings, self._coder, number).to(device, dtype)
             tokens = noise.shape[-1] * noise.shape[-2] // self._family.patch**2
-            text, negative = (one.to(device, dtype) for one in (self._texts[number], self._negative))
-            latents = denoise(self._denoiser, self._scheduler, noise, text, negative, self._settings, tokens)
+            subject = self._subjects[number]
+            references = tuple(one[None].to(device, dtype) for one in subject.references)
+            seen, negative = (Batch(one.to(device, dtype), references) for one in (subject.text, subject.negative))
+            latents = denoise(self._denoiser, self._scheduler, noise, seen, negative, self._settings, tokens)
             self._coder.module.to(device)
             with torch.no_grad():
                 return to_image(self._coder.decode(latents.float())[0])
@@ -84,7 +95,7 @@ class Painter:
     ) -> Image.Image:
         """Every prompt (rows) at every strength (columns), labelled."""
         rows = []
-        for number in range(len(self._texts)):
+        for number in range(len(self._subjects)):
             row = []
             for strength in strengths:
                 with adapter.at(strength):

@@ -12,23 +12,14 @@ import torch.version
 
 from lorakit.advice import out_of_memory
 from lorakit.control import Control
-from lorakit.dataset import Dataset, index
 from lorakit.engine import checkpoint, lora_file, memory, preview
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.cache import Cache, write_atomically
+from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
-from lorakit.engine.parts import Denoiser, ImageCoder, Text
-from lorakit.engine.phases import (
-    Context,
-    LatentStore,
-    StopAsked,
-    TextStore,
-    Work,
-    cache_images,
-    cache_text,
-    load_model,
-    phase,
-)
+from lorakit.engine.material import Material, gather
+from lorakit.engine.parts import Denoiser
+from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
 from lorakit.engine.run_folder import claim, discard, recorded, refuse_if_taken
 from lorakit.engine.source import cache_folder, locate
@@ -120,37 +111,16 @@ class Run:
             ) from error
 
     def _work(self, start: int) -> Generator[Event, None, None]:
-        dataset = yield from self._index()
         cache = Cache(cache_folder(self.plan))
         context = Context(self.plan, self.family, self.shelves, self.source, cache, self.device, self.control)
-        texts = yield from cache_text(context, dataset)
-        latents, coder = yield from cache_images(context, dataset)
-        cache.files.save()
+        material = yield from gather(context)
         context.check()
         denoiser, adapter = yield from load_model(context)
-        self.dataset, self.context, self.denoiser, self.adapter = dataset, context, denoiser, adapter
+        self.context, self.dataset, self.denoiser, self.adapter = context, material.dataset, denoiser, adapter
         trainer = self._trainer(denoiser, adapter, start)
-        painter = self._painter(coder, texts)
-        yield from self._train(trainer, texts, latents, painter)
+        painter = self._painter(material)
+        yield from self._train(trainer, material, painter)
         yield from self._finish(trainer, painter)
-
-    def _index(self) -> Work[Dataset]:
-        began = time.perf_counter()
-        yield PhaseStarted(phase="index")
-        settings = self.plan.settings
-        dataset = index(settings.data, self.family.side_multiple)
-        if (
-            len(dataset.samples) != self.plan.arithmetic.images
-            or dataset.passes != self.plan.arithmetic.passes_per_epoch
-        ):
-            raise RunError(
-                f"the data folders hold {len(dataset.samples)} pictures, and the plan was made for "
-                f"{self.plan.arithmetic.images}",
-                fix="Put them back as they were, or start a new run.",
-            )
-        note = f"{len(dataset.samples)} pictures, {len(dataset.buckets())} shapes".replace("1 shapes", "1 shape")
-        yield PhaseFinished(phase="index", seconds=time.perf_counter() - began, note=note)
-        return dataset
 
     def _trainer(self, denoiser: Denoiser, adapter: Adapter, start: int) -> Trainer:
         settings = self.plan.settings
@@ -164,38 +134,22 @@ class Run:
         self.trainer = trainer
         return trainer
 
-    def _painter(self, coder: ImageCoder | None, texts: TextStore) -> preview.Painter | None:
-        sampling = self.plan.settings.sampling
-        if coder is None or not self.trainer:
+    def _painter(self, material: Material) -> preview.Painter | None:
+        if material.coder is None or not self.trainer:
             return None
-        prompts = [texts[prompt] for prompt in sampling.prompts]
-        negative = texts[sampling.negative]
-        scheduler = self.trainer.scheduler
-        return preview.Painter(self.family, sampling, self.denoiser, coder, scheduler, prompts, negative)
+        sampling, scheduler = self.plan.settings.sampling, self.trainer.scheduler
+        return preview.Painter(self.family, sampling, self.denoiser, material.coder, scheduler, material.subjects())
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def _train(
-        self, trainer: Trainer, texts: TextStore, latents: LatentStore, painter: preview.Painter | None
-    ) -> Iterator[Event]:
+    def _train(self, trainer: Trainer, material: Material, painter: preview.Painter | None) -> Iterator[Event]:
         settings, dataset = self.plan.settings, self.dataset
-        empty = texts[""] if settings.train.caption_dropout else None
-        kept: dict[str, Text] = {}
-
-        def sample(number: int) -> tuple[torch.Tensor, Text]:
-            one = dataset.samples[number]
-            if one.caption not in kept:
-                if len(kept) >= 256:
-                    kept.clear()
-                kept[one.caption] = texts[one.caption]
-            return latents[one], kept[one.caption]
-
         yield PhaseStarted(phase="train", total=settings.train.updates)
         began = then = time.perf_counter()
         passes = 0
         for batches in turns(dataset, settings.train, settings.seed, trainer.updates):
             self.context.check()
-            step = trainer.update(batches, sample, empty)
+            step = trainer.update(batches, material.item)
             passes = batches[-1].first_pass + len(batches[-1].samples)
             now = time.perf_counter()
             yield UpdateFinished(

@@ -26,7 +26,7 @@ class Scheduler(Protocol):
     def weight(self, t: Tensor) -> Tensor:
         """How much each item's loss counts, (B,)."""
 
-    def levels(self, steps: int, tokens: int) -> Tensor:
+    def levels(self, steps: int, tokens: int, shift: float | None = None) -> Tensor:
         """The noise levels of a sampling walk, from noise to picture, `steps` + 1 of them."""
 
     def step(self, latents: Tensor, prediction: Tensor, now: Tensor, then: Tensor) -> Tensor:
@@ -66,15 +66,16 @@ class FlowMatch:
         """1, or the bell of `weighted`."""
         return _bell(t) if self._settings.timesteps == "weighted" else torch.ones_like(t)
 
-    def levels(self, steps: int, tokens: int) -> Tensor:
+    def levels(self, steps: int, tokens: int, shift: float | None = None) -> Tensor:
         """Evenly spaced levels, shifted for the picture's size and stretched to the terminal level; then 0.
 
         Equal to diffusers' FlowMatchEulerDiscreteScheduler with dynamic exponential shifting, given the pipelines'
-        sigmas linspace(1, 1 / steps, steps).
+        sigmas linspace(1, 1 / steps, steps). A fixed `shift` is not stretched: ComfyUI's ModelSamplingAuraFlow with
+        the scheduler `simple`.
         """
         even = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)
-        levels = shifted(even, self._shift.at(tokens))
-        if self._shift.terminal is not None:
+        levels = shifted(even, shift or self._shift.at(tokens))
+        if shift is None and self._shift.terminal is not None:
             levels = 1 - (1 - levels) * (1 - self._shift.terminal) / (1 - levels[-1])
         return torch.cat([levels, levels.new_zeros(1)]).float()
 

@@ -1,0 +1,228 @@
+"""Text and pictures encoded once: the cache filled before training, and read during it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorakit.dataset import Dataset, Framed, Reference
+from lorakit.engine import memory, pixels
+from lorakit.engine.cache import Cache
+from lorakit.engine.parts import ImageCoder, Text, TextEncoder
+from lorakit.engine.phases import Context, Work, phase
+from lorakit.errors import DataError
+from lorakit.plan import Plan
+
+TEXTS_AT_ONCE = 16
+PICTURES_AHEAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A caption, and the references that the text encoder sees with it."""
+
+    caption: str
+    references: tuple[Reference, ...] = ()
+
+    @staticmethod
+    def about(caption: str, references: tuple[Reference, ...]) -> Words:
+        """The words for a sample; references count only where the family's text encoder sees them."""
+        return Words(caption, references if all(one.text_shape for one in references) else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture that previews draw: its prompt and the references it starts from."""
+
+    prompt: str
+    references: tuple[Reference, ...] = ()
+
+
+# -- text --------------------------------------------------------------------------------------------------------
+
+
+def words(plan: Plan, dataset: Dataset, scenes: Sequence[Scene]) -> list[Words]:
+    """Every text that training and previews need, once each."""
+    found = [Words.about(sample.caption, sample.references) for sample in dataset.samples]
+    if plan.settings.train.caption_dropout:
+        found += [Words.about("", sample.references) for sample in dataset.samples]
+    for scene in scenes:
+        found.append(Words.about(scene.prompt, scene.references))
+        found.append(Words.about(plan.settings.sampling.negative, scene.references))
+    return list(dict.fromkeys(found))
+
+
+class TextStore:
+    """Text conditioning by its words, from the cache."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        variant = context.family.variants[context.plan.settings.variant]
+        names = (*context.family.text_components, *variant.components)
+        self._encoder = context.cache.files.of_folders(context.source.folder / name for name in names)
+
+    def key(self, words: Words) -> str:
+        """The words' name in the cache."""
+        settings, files = self._context.plan.settings, self._context.cache.files
+        seen = [[files.of(one.path), str(one.text_shape)] for one in words.references]
+        return self._context.cache.key(
+            kind="text",
+            family=self._context.family.name,
+            variant=settings.variant,
+            version=[self._context.family.encoding_version, pixels.VERSION],
+            encoder=self._encoder,
+            template=settings.text_encoder.template,
+            precision=settings.train.precision,
+            caption=words.caption,
+            references=seen,
+        )
+
+    def __getitem__(self, words: Words) -> Text:
+        return Text.from_tensors(_cached(self._context.cache, self.key(words), f"the caption '{words.caption[:60]}'"))
+
+
+def cache_text(context: Context, dataset: Dataset, scenes: Sequence[Scene]) -> Work[TextStore]:
+    """Encode every text that is not in the cache; the encoder is loaded only if there is one, and freed."""
+    store = TextStore(context)
+    wanted = words(context.plan, dataset, scenes)
+    missing = [one for one in wanted if store.key(one) not in context.cache]
+    yield from phase(
+        "cache text",
+        len(missing),
+        _encode_text(context, store, missing),
+        lambda: f"{len(missing)} encoded, {len(wanted) - len(missing)} reused",
+    )
+    return store
+
+
+def _encode_text(context: Context, store: TextStore, missing: Sequence[Words]) -> Iterator[str]:
+    if not missing:
+        return
+    encoder = context.family.text_encoder(context.plan, context.source)
+    encoder.module.requires_grad_(False).eval().to(context.device)
+    plain = [one for one in missing if not one.references]
+    groups = [plain[start : start + TEXTS_AT_ONCE] for start in range(0, len(plain), TEXTS_AT_ONCE)]
+    for group in [*groups, *([one] for one in missing if one.references)]:
+        context.check()
+        for one, text in zip(group, _encoded(encoder, group), strict=True):
+            context.cache.store(store.key(one), text.tensors())
+            yield one.caption
+    del encoder
+    memory.release()
+
+
+@torch.no_grad()
+def _encoded(encoder: TextEncoder, group: Sequence[Words]) -> list[Text]:
+    """The texts of a group that sees the same references."""
+    seen = [pixels.resized(one.path, one.size, one.text_shape) for one in group[0].references if one.text_shape]
+    return encoder.encode([one.caption for one in group], seen)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------
+
+
+class LatentStore:
+    """Latents by framed picture, from the cache."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        folders = [context.source.folder / name for name in context.family.image_components]
+        self._coder = context.cache.files.of_folders(folders)
+        self._keys: dict[Framed, str] = {}
+
+    def key(self, picture: Framed) -> str:
+        """The picture's name in the cache."""
+        if picture not in self._keys:
+            brought = picture.fit
+            self._keys[picture] = self._context.cache.key(
+                kind="latents",
+                family=self._context.family.name,
+                version=[self._context.family.encoding_version, pixels.VERSION],
+                coder=self._coder,
+                picture=self._context.cache.files.of(picture.path),
+                resized=str(brought.resized),
+                crop=[brought.left, brought.top, str(brought.shape)],
+            )
+        return self._keys[picture]
+
+    def __getitem__(self, picture: Framed) -> Tensor:
+        return _cached(self._context.cache, self.key(picture), f"the picture {picture.path}")["latents"]
+
+
+def frames(dataset: Dataset, scenes: Sequence[Scene]) -> list[Framed]:
+    """Every picture that training and previews need encoded, once each."""
+    targets = [sample.framed for sample in dataset.samples]
+    seen = [*(sample.references for sample in dataset.samples), *(scene.references for scene in scenes)]
+    references = [one.framed for some in seen for one in some]
+    return list(dict.fromkeys((*targets, *references)))
+
+
+def cache_images(
+    context: Context, dataset: Dataset, scenes: Sequence[Scene]
+) -> Work[tuple[LatentStore, ImageCoder | None]]:
+    """Encode every picture that is not in the cache; the coder is kept for previews, if there are any."""
+    store = LatentStore(context)
+    wanted = frames(dataset, scenes)
+    missing = [picture for picture in wanted if store.key(picture) not in context.cache]
+    coder = context.family.image_coder(context.plan, context.source) if missing or scenes else None
+    if coder is not None:
+        coder.module.requires_grad_(False).eval()
+    yield from phase(
+        "cache images",
+        len(missing),
+        _encode_images(context, store, missing, coder),
+        lambda: f"{len(missing)} encoded, {len(wanted) - len(missing)} reused",
+    )
+    if coder is not None and context.device.type != "cpu":
+        coder.module.to("cpu")
+        memory.release()
+    return store, coder if scenes else None
+
+
+def _encode_images(
+    context: Context, store: LatentStore, missing: Sequence[Framed], coder: ImageCoder | None
+) -> Iterator[str]:
+    if coder is None or not missing:
+        return
+    coder.module.to(context.device)
+    for picture, seen in _decoded(missing):
+        context.check()
+        with torch.no_grad():
+            latents = coder.encode(seen[None].to(context.device))[0]
+        if not bool(torch.isfinite(latents).all()):
+            raise DataError(f"the latents of {picture.path} are not finite numbers", fix="Replace or remove it.")
+        context.cache.store(store.key(picture), {"latents": latents})
+        yield picture.path.name
+    context.cache.files.save()
+
+
+def _decoded(pictures: Sequence[Framed]) -> Iterator[tuple[Framed, Tensor]]:
+    """Pixels of each picture in order, decoded ahead on another thread."""
+    with ThreadPoolExecutor(2) as pool:
+        ahead: deque[tuple[Framed, Future[Tensor]]] = deque()
+        waiting = iter(pictures)
+        try:
+            while True:
+                while len(ahead) < PICTURES_AHEAD and (picture := next(waiting, None)) is not None:
+                    ahead.append((picture, pool.submit(pixels.load, picture)))
+                if not ahead:
+                    return
+                ready, future = ahead.popleft()
+                yield ready, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _cached(cache: Cache, key: str, what: str) -> dict[str, Tensor]:
+    try:
+        return cache.load(key)
+    except KeyError:
+        cache.remove(key)
+        raise DataError(
+            f"the cached value of {what} cannot be read", fix="It was removed; start again, and it is made anew."
+        ) from None

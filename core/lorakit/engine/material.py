@@ -1,0 +1,102 @@
+"""What training is made of: the samples with their encoded text and pictures, found or encoded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lorakit.dataset import Dataset, Reference, Sizing, index, previewed
+from lorakit.engine.caching import LatentStore, Scene, TextStore, Words, cache_images, cache_text
+from lorakit.engine.loop import Item
+from lorakit.engine.parts import ImageCoder, Text
+from lorakit.engine.phases import Context, Work
+from lorakit.engine.preview import Subject
+from lorakit.errors import RunError
+from lorakit.events import PhaseFinished, PhaseStarted
+
+TEXTS_KEPT = 256  # texts held in memory between the passes that need them
+
+
+@dataclass
+class Material:
+    """Everything that training and previews are given, encoded; `coder` is None where nothing is drawn."""
+
+    context: Context
+    dataset: Dataset
+    scenes: Sequence[Scene]
+    texts: TextStore
+    latents: LatentStore
+    coder: ImageCoder | None
+    _kept: dict[Words, Text] = field(default_factory=dict)
+
+    def item(self, number: int) -> Item:
+        """Sample `number` as it is taught."""
+        sample = self.dataset.samples[number]
+        dropout = self.context.plan.settings.train.caption_dropout
+        return Item(
+            self.latents[sample.framed],
+            self._text(sample.caption, sample.references),
+            self._text("", sample.references) if dropout else None,
+            tuple(self.latents[one.framed] for one in sample.references),
+        )
+
+    def subjects(self) -> list[Subject]:
+        """What previews draw."""
+        negative = self.context.plan.settings.sampling.negative
+        return [
+            Subject(
+                self._text(scene.prompt, scene.references),
+                self._text(negative, scene.references),
+                tuple(self.latents[one.framed] for one in scene.references),
+            )
+            for scene in self.scenes
+        ]
+
+    def _text(self, caption: str, references: tuple[Reference, ...]) -> Text:
+        words = Words.about(caption, references)
+        if words not in self._kept:
+            if len(self._kept) >= TEXTS_KEPT:
+                self._kept.clear()
+            self._kept[words] = self.texts[words]
+        return self._kept[words]
+
+
+def gather(context: Context) -> Work[Material]:
+    """The material of a run, in the phases index, cache text and cache images."""
+    dataset = yield from _index(context)
+    scenes = _scenes(context)
+    texts = yield from cache_text(context, dataset, scenes)
+    latents, coder = yield from cache_images(context, dataset, scenes)
+    context.cache.files.save()
+    return Material(context, dataset, scenes, texts, latents, coder)
+
+
+def _index(context: Context) -> Work[Dataset]:
+    began = time.perf_counter()
+    yield PhaseStarted(phase="index")
+    planned = context.plan.arithmetic
+    dataset = index(context.plan.settings.data, _sizing(context))
+    if (len(dataset.samples), dataset.passes) != (planned.images, planned.passes_per_epoch):
+        raise RunError(
+            f"the data folders hold {len(dataset.samples)} pictures, and the plan was made for {planned.images}",
+            fix="Put them back as they were, or start a new run.",
+        )
+    note = f"{len(dataset.samples)} pictures, {len(dataset.buckets())} shapes".replace("1 shapes", "1 shape")
+    yield PhaseFinished(phase="index", seconds=time.perf_counter() - began, note=note)
+    return dataset
+
+
+def _sizing(context: Context) -> Sizing:
+    settings = context.plan.settings
+    text = settings.text_encoder.reference_resolution
+    return context.family.sizing(settings.variant, settings.train.reference_resolution, text)
+
+
+def _scenes(context: Context) -> list[Scene]:
+    """What previews draw; nothing where none are drawn."""
+    sampling, sizing = context.plan.settings.sampling, _sizing(context)
+    if not (sampling.every or sampling.strengths):
+        return []
+    drawn = zip(sampling.prompts, sampling.references, strict=True)
+    return [Scene(prompt, previewed(paths, sizing)) for prompt, paths in drawn]
