@@ -16,6 +16,7 @@ from lorakit.dataset import Sizing
 if TYPE_CHECKING:
     from lorakit.engine.parts import Denoiser, ImageCoder, Source, TextEncoder
     from lorakit.plan import Plan
+    from lorakit.settings import Planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,11 @@ class Family(ABC):
 
         text = at(text_resolution) if about.text_reference_resolution and text_resolution else None
         return Sizing(self.side_multiple, about.references, at(resolution or about.reference_resolution), text)
+
+    def planned_sizing(self, settings: Planned) -> Sizing:
+        """The sizing of a planned run."""
+        text = settings.text_encoder.reference_resolution
+        return self.sizing(settings.variant, settings.train.reference_resolution, text)
 
     def reference_shape(self, size: Shape, resolution: int) -> Shape:
         """The shape that a reference picture of `size` is brought to: the area of resolution², sides by 32.

@@ -32,7 +32,7 @@ def check(kit: Kit, /, folder: tuple[str, ...], as_json: bool, **given: Any) -> 
         raise ConfigError("no folder is named", fix="Say lorakit check FOLDER --family NAME.")
     plan = kit.plan(options.request(kit, given))
     family, settings = kit.shelves.families[plan.settings.family], plan.settings
-    dataset = index(settings.data, family.side_multiple)
+    dataset = index(settings.data, family.planned_sizing(settings))
     asked = "sampling.prompts" in plan.choices and plan.choices["sampling.prompts"].because.startswith("asked for")
     prompts = settings.sampling.prompts if asked else ()
     found = list(audit(dataset, prompts, settings.trigger, family.caption_advice))

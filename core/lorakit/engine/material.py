@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lorakit.dataset import Dataset, Reference, Sizing, index, previewed
+from lorakit.dataset import Dataset, Reference, index, previewed
 from lorakit.engine.caching import LatentStore, Scene, TextStore, Words, cache_images, cache_text
 from lorakit.engine.loop import Item
 from lorakit.engine.parts import ImageCoder, Text
@@ -76,7 +76,7 @@ def _index(context: Context) -> Work[Dataset]:
     began = time.perf_counter()
     yield PhaseStarted(phase="index")
     planned = context.plan.arithmetic
-    dataset = index(context.plan.settings.data, _sizing(context))
+    dataset = index(context.plan.settings.data, context.family.planned_sizing(context.plan.settings))
     if (len(dataset.samples), dataset.passes) != (planned.images, planned.passes_per_epoch):
         raise RunError(
             f"the data folders hold {len(dataset.samples)} pictures, and the plan was made for {planned.images}",
@@ -87,15 +87,9 @@ def _index(context: Context) -> Work[Dataset]:
     return dataset
 
 
-def _sizing(context: Context) -> Sizing:
-    settings = context.plan.settings
-    text = settings.text_encoder.reference_resolution
-    return context.family.sizing(settings.variant, settings.train.reference_resolution, text)
-
-
 def _scenes(context: Context) -> list[Scene]:
     """What previews draw; nothing where none are drawn."""
-    sampling, sizing = context.plan.settings.sampling, _sizing(context)
+    sampling, sizing = context.plan.settings.sampling, context.family.planned_sizing(context.plan.settings)
     if not (sampling.every or sampling.strengths):
         return []
     drawn = zip(sampling.prompts, sampling.references, strict=True)
