@@ -85,6 +85,9 @@ class Family(ABC):
     patch: ClassVar[int] = 1
     """Side, in latent pixels, of the square that becomes one token."""
     trainable_text_encoder: ClassVar[bool] = False
+    spared: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """By quantizer, the layers inside the blocks that it leaves to a finer one: the ends of their names, and the finer
+    quantizer's name (`none` keeps full precision). Layers outside the blocks are never quantized."""
     toy_resolution: ClassVar[int] = 64
     """Side in pixels that the toy model was made for."""
 
