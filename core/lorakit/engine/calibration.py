@@ -1,0 +1,91 @@
+"""What the denoiser is shown while its correction is made: the user's own captions and pictures, or neutral ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lorakit.dataset import index
+from lorakit.engine import memory
+from lorakit.engine.caching import TextStore, cache_images, cache_text
+from lorakit.engine.draws import draw
+from lorakit.engine.parts import Text
+from lorakit.engine.phases import Context, Work
+from lorakit.engine.schedulers import Scheduler
+
+NEUTRAL = (
+    "a photograph of a wooden table with a bowl of fruit beside a window",
+    "a portrait of an old man with a grey beard, soft light",
+    "a red car parked on a narrow street in the rain",
+    "a mountain lake at sunrise, mist over the water",
+    "a black cat asleep on a blue sofa",
+    "a poster with large yellow letters on a dark ground",
+    "an oil painting of sailing boats in a harbour",
+    "a young woman in a green coat, city lights behind her",
+    "a white circle on the left of a plain background",
+    "a bowl of noodle soup seen from above",
+    "a pencil drawing of a small house with a garden",
+    "two children playing football on a beach",
+    "a modern kitchen with white cupboards",
+    "a close-up of a purple flower with drops of water",
+    "a robot made of copper standing in a forest",
+    "a flat illustration of a green tree and an orange sun",
+)
+COARSE = 8  # neutral pictures are noise on a grid this much coarser than their latents
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One input of the denoiser: noisy latents (1, C, H, W), their noise level (1,), and text."""
+
+    noisy: Tensor
+    t: Tensor
+    text: Text
+
+
+def inputs(context: Context, scheduler: Scheduler, count: int) -> Work[list[Shown]]:
+    """`count` inputs at noise levels of training and of previews in turn; on the CPU, in the model's number format."""
+    clean, texts = yield from (_own(context, count) if context.plan.settings.data else _neutral(context, count))
+    patch, seed, dtype = context.family.patch, context.plan.settings.seed, context.source.dtype
+    shown = []
+    for number, (latents, text) in enumerate(zip(clean, texts, strict=True)):
+        tokens = latents.shape[-1] * latents.shape[-2] // patch**2
+        chance = draw(seed, number, tuple(latents.shape))
+        even = torch.tensor([(number + 0.5) / count])  # spread evenly, which few random numbers are not
+        walk = scheduler.levels(count, tokens)[number : number + 1]
+        t = walk if number % 2 else scheduler.level(even, tokens)
+        noisy = scheduler.mix(latents[None].float(), chance.noise[None], t)
+        shown.append(Shown(noisy.to(dtype), t, text.to(torch.device("cpu"), dtype)))
+    return shown
+
+
+def _own(context: Context, count: int) -> Work[tuple[list[Tensor], list[Text]]]:
+    """The user's pictures with their captions, from the first to the last and over again."""
+    dataset = index(context.plan.settings.data, context.family.side_multiple)
+    texts = yield from cache_text(context, dataset)
+    latents, _ = yield from cache_images(context, dataset)
+    context.cache.files.save()
+    samples = [dataset.samples[number % len(dataset.samples)] for number in range(count)]
+    return [latents[one] for one in samples], [texts[one.caption] for one in samples]
+
+
+def _neutral(context: Context, count: int) -> Work[tuple[list[Tensor], list[Text]]]:
+    """Neutral captions, with smooth noise of the latents' size for pictures."""
+    settings = context.plan.settings
+    sampling = settings.sampling.model_copy(update={"prompts": NEUTRAL})
+    asked = replace(context, plan=context.plan.with_settings(sampling=sampling))
+    texts: TextStore = yield from cache_text(asked, index((), context.family.side_multiple))
+    coder = context.family.image_coder(context.plan, context.source)
+    height, width, channels = settings.sampling.height // coder.scale, settings.sampling.width // coder.scale, coder.channels
+    del coder
+    memory.release()
+    clean = []
+    for number in range(count):
+        coarse = (channels, max(1, height // COARSE), max(1, width // COARSE))
+        rough = draw(settings.seed, -1 - number, coarse).noise[None]
+        smooth = functional.interpolate(rough, (height, width), mode="bicubic", align_corners=False)[0]
+        clean.append(smooth / smooth.std().clamp_min(1e-6))
+    return clean, [texts[NEUTRAL[number % len(NEUTRAL)]] for number in range(count)]
