@@ -34,7 +34,7 @@ NEUTRAL = (
     "a robot made of copper standing in a forest",
     "a flat illustration of a green tree and an orange sun",
 )
-COARSE = 8  # neutral pictures are noise on a grid this much coarser than their latents
+COARSE, DISCS = 8, 3  # the noise that a neutral picture is made of is on a grid of this side
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,31 @@ def _own(context: Context, count: int) -> Work[tuple[list[Tensor], list[Text]]]:
 
 
 def _neutral(context: Context, count: int) -> Work[tuple[list[Tensor], list[Text]]]:
-    """Neutral captions, with smooth noise of the latents' size for pictures."""
+    """Neutral captions, with simple pictures: noise alone is not what latents look like, and teaches less."""
     settings = context.plan.settings
     sampling = settings.sampling.model_copy(update={"prompts": NEUTRAL})
     asked = replace(context, plan=context.plan.with_settings(sampling=sampling))
     texts: TextStore = yield from cache_text(asked, index((), context.family.side_multiple))
     coder = context.family.image_coder(context.plan, context.source)
-    height, width, channels = settings.sampling.height // coder.scale, settings.sampling.width // coder.scale, coder.channels
-    del coder
-    memory.release()
+    coder.module.requires_grad_(False).eval().to(context.device)
     clean = []
     for number in range(count):
-        coarse = (channels, max(1, height // COARSE), max(1, width // COARSE))
-        rough = draw(settings.seed, -1 - number, coarse).noise[None]
-        smooth = functional.interpolate(rough, (height, width), mode="bicubic", align_corners=False)[0]
-        clean.append(smooth / smooth.std().clamp_min(1e-6))
+        context.check()
+        picture = _picture(draw(settings.seed, -1 - number, (3, COARSE, COARSE)).noise, sampling.height, sampling.width)
+        with torch.no_grad():
+            clean.append(coder.encode(picture[None].to(context.device))[0].cpu())
+    del coder
+    memory.release()
     return clean, [texts[NEUTRAL[number % len(NEUTRAL)]] for number in range(count)]
+
+
+def _picture(noise: Tensor, height: int, width: int) -> Tensor:
+    """A picture (3, height, width) in [-1, 1] of soft colours with flat discs before them, from noise (3, n, n)."""
+    soft = functional.interpolate(noise[None, :, ::2, ::2], (height, width), mode="bicubic", align_corners=False)[0]
+    picture = (soft / 2).clamp(-1, 1)
+    down, across = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)[None]
+    for disc in range(DISCS):
+        y, x, size = torch.special.ndtr(noise[:, disc, 1])  # uniform in (0, 1)
+        inside = (down - y) ** 2 + (across - x) ** 2 < (0.05 + 0.25 * size) ** 2
+        picture = torch.where(inside, noise[:, disc, 3].clamp(-1, 1)[:, None, None], picture)
+    return picture

@@ -70,21 +70,22 @@ class BlockFit:
         self._answers = [tensors(answer(teacher, ahead)) for ahead, _ in pairs]
 
     def solve(self, recipe: Recipe) -> None:
-        """Solve for every layer at once, on the inputs that they get with their present corrections."""
-        found: dict[str, Moments] = {}
-        with watched(self.teacher, list(self.layers)) as full, watched(self.student, list(self.layers)) as own:
-            for ahead, behind in self.pairs:
-                answer(self.teacher, ahead)
+        """Solve for every layer by itself, on the inputs that it gets with the present corrections of those before.
+
+        What reaches a layer of earlier errors is not its to correct: solved for at once, all layers would correct the
+        same error. That is left to `step`.
+        """
+        found = {name: Moments(layer.in_features, layer.lora_a.device) for name, layer in self.layers.items()}
+        with watched(self.student, list(self.layers)) as seen:
+            for _, behind in self.pairs:
                 answer(self.student, behind)
-                for name, layer in self.layers.items():
-                    moments = found.setdefault(name, Moments(layer.in_features, layer.lora_a.device))
-                    moments.add(full[name][0], own[name][0])
+                for name, moments in found.items():
+                    moments.add(seen[name][0])
         for name, layer in self.layers.items():
             weight = self.teacher.get_submodule(name).weight
-            held = weight_of(layer.base)
             assert isinstance(weight, Tensor)
-            lora_a, lora_b = solve(weight.detach(), held, found.pop(name), recipe.rank, recipe.ridge)
-            layer.lora_a, layer.lora_b = lora_a, lora_b
+            off = weight.detach().float() - weight_of(layer.base)
+            layer.lora_a, layer.lora_b = solve(off, found.pop(name), recipe.rank, recipe.ridge)
 
     def step(self, recipe: Recipe, check: Callable[[], None]) -> None:
         """Fit all layers together to the block's own output, by gradient; `check` is called before each step."""
