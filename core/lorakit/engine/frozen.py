@@ -43,7 +43,7 @@ class FrozenLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenLinear:
         """Follow to another device, and keep the number formats of what is packed: they are part of the format."""
         kept = {name: getattr(self, name) for name in self.packed}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in kept.items():
             moved = getattr(self, name)
             if moved.dtype != before.dtype:

@@ -179,12 +179,8 @@ class Making:
     def _begin(self, facts: Mapping[str, str]) -> dict[str, Path]:
         """The blocks that an earlier, stopped making of the same adapter finished, and their files."""
         settings = self.context.plan.settings
-        included: Any = {
-            "data": True,
-            "seed": True,
-            "train": {"precision", "resolution"},
-            "sampling": {"width", "height"},
-        }
+        sizes: Any = {"train": {"precision", "resolution"}, "sampling": {"width", "height"}}
+        included = {"data": True, "seed": True, **sizes}
         shown = settings.model_dump(mode="json", include=included)
         told = json.dumps({**facts, "recipe": repr(self.recipe), "shown": shown}, sort_keys=True)
         about = self.partial / "about.json"

@@ -29,6 +29,7 @@ class Moments:
         size = self.sum.diagonal().mean()
         while True:
             floor = torch.full_like(self.sum[0], float(size * ridge + 1e-12))
+            root: Tensor
             root, failed = torch.linalg.cholesky_ex(self.sum + floor.diag())
             if not failed or ridge > 1:
                 return root
