@@ -222,8 +222,8 @@ def _halves(student: nn.Module) -> dict[str, Tensor]:
 def _set(student: nn.Module, held: Mapping[str, Tensor]) -> None:
     for name, layer in student.named_modules():
         if isinstance(layer, Corrected):
-            layer.lora_a = held[f"{name}.lora_A.weight"].to(layer.lora_a.device)
-            layer.lora_b = held[f"{name}.lora_B.weight"].to(layer.lora_b.device)
+            layer.lora_a = held[f"{name}.lora_A.weight"].to(layer.lora_a.device, copy=True)
+            layer.lora_b = held[f"{name}.lora_B.weight"].to(layer.lora_b.device, copy=True)
 
 
 def _whole(path: Path) -> bool:
