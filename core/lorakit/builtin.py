@@ -28,6 +28,23 @@ def register(registry: Registry) -> None:
             requires=("bitsandbytes",),
         )
     )
+    registry.quantizer(
+        Part(
+            name="int4",
+            summary="4-bit weights (NF4) by bitsandbytes, a quarter of the memory of bf16",
+            load="lorakit.engine.int4:Int4",
+            requires=("bitsandbytes",),
+        )
+    )
+    registry.quantizer(
+        Part(
+            name="int2",
+            summary="2-bit weights packed by optimum-quanto, a sixth of the memory of bf16",
+            load="lorakit.engine.int2:Int2",
+            requires=("optimum.quanto",),
+            install="optimum-quanto",
+        )
+    )
     registry.optimizer(
         Part(name="adamw", summary="AdamW, fused", load="lorakit.engine.optimizers:adamw"),
     )

@@ -8,6 +8,8 @@ from lorakit.family import Family
 from lorakit.plan import Plan
 from lorakit.problem import Problem
 
+NO_PICTURES = "no pictures are named: say --data FOLDER, or write [[data]] in the configuration"
+
 
 def core(plan: Plan, family: Family) -> Iterator[Problem]:
     """Problems that concern every family."""
@@ -18,7 +20,7 @@ def core(plan: Plan, family: Family) -> Iterator[Problem]:
 
 def _data(plan: Plan) -> Iterator[Problem]:
     if not plan.settings.data:
-        yield Problem("no pictures are named: say --data FOLDER, or write [[data]] in the configuration", "error")
+        yield Problem(NO_PICTURES, "error")
     elif plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size > plan.arithmetic.passes_per_epoch:
         short = plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size - plan.arithmetic.passes_per_epoch
         yield Problem(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 VERSION = 1  # of the JSON form
 
-Phase = Literal["index", "cache text", "cache images", "load", "quantize", "train", "save"]
+Phase = Literal["index", "cache text", "cache images", "load", "quantize", "recover", "train", "save"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +148,39 @@ class RunFinished(Event):
     folder: str
     lora: str
     proof: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecovered(Event):
+    """A layer of the quantized base was corrected.
+
+    `before` and `after` are relative errors of its output against the full-precision model's, those that reach it from
+    earlier layers included.
+    """
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryStopped(Event):
+    """Making a recovery adapter stopped before its end; the same command goes on after `blocks` blocks."""
+
+    blocks: int
+    reason: str
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryFinished(Event):
+    """The recovery adapter is complete; `before` and `after` are relative errors of the denoiser's own output."""
+
+    path: str
+    report: str
+    before: float
+    after: float
     seconds: float
 
 

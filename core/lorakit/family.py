@@ -110,6 +110,9 @@ class Family(ABC):
     trainable_text_encoder: ClassVar[bool] = False
     caption_advice: ClassVar[CaptionAdvice | None] = None
     """How captions and prompts are best written, if the family has an opinion."""
+    spared: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """By quantizer, the layers inside the blocks that it leaves to a finer one: the ends of their names, and the finer
+    quantizer's name (`none` keeps full precision). Layers outside the blocks are never quantized."""
     toy_resolution: ClassVar[int] = 64
     """Side in pixels that the toy model was made for."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the configuration models are imported by the methods that n
     from lorakit.config import Layer
     from lorakit.events import Event
     from lorakit.plan import Plan
+    from lorakit.problem import Problem
     from lorakit.request import Request
 
 
@@ -61,9 +62,7 @@ class Kit:
 
     def train(self, plan: Plan, control: Control | None = None) -> Iterator[Event]:
         """Carry the plan out; the run stops, saved, when the iterator is closed or `control.stop()` is called."""
-        if plan.errors:
-            first, *more = plan.errors
-            raise ConfigError(first.message, fix=f"{len(more)} more errors; see `lorakit plan`" if more else "")
+        _refuse(plan.errors)
         from lorakit.engine.run import train
 
         return self._observed(plan, train(plan, self.shelves, control or Control()))
@@ -76,6 +75,26 @@ class Kit:
         plan = read_plan(folder)
         return self._observed(plan, resume(folder, plan, self.shelves, control or Control()))
 
+    def recover(
+        self, plan: Plan, file: Path, control: Control | None = None, *, rank: int = 16, samples: int = 32
+    ) -> Iterator[Event]:
+        """Make an accuracy recovery adapter for the plan's model and quantization in `file`.
+
+        `samples` inputs are shown, of the plan's pictures where it has any; a stopped making goes on when called again.
+        """
+        from lorakit.checks import NO_PICTURES
+
+        _refuse([problem for problem in plan.errors if problem.message != NO_PICTURES])
+        if plan.settings.quantization.name == "none":
+            raise ConfigError("full precision needs no recovery", fix="Name a quantization: int8, int4 or int2.")
+        if plan.settings.quantization.recovery is not None:
+            raise ConfigError("a recovery adapter is to be made, and quantization.recovery names one already")
+        from lorakit.engine.fitting import Recipe
+        from lorakit.engine.recovery import recover
+
+        events = recover(plan, self.shelves, control or Control(), file, Recipe(rank=rank, samples=samples))
+        return self._observed(plan, events)
+
     def commands(self, group: click.Group) -> None:
         """Let every plugin add its commands to `group`."""
         for _ in call(manager(self.plugins), "register_commands", cli=group):
@@ -86,3 +105,9 @@ class Kit:
 
         family = self.shelves.families[plan.settings.family]
         return observed(events, plan, manager(self.plugins, family))
+
+
+def _refuse(errors: Sequence[Problem]) -> None:
+    if errors:
+        first, *more = errors
+        raise ConfigError(first.message, fix=f"{len(more)} more errors; see `lorakit plan`" if more else "")

@@ -68,6 +68,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _fill_previews(draft, family, dataset, sizing)
     _note_the_rest(draft)
     _check_source(draft.table["model"]["source"], family, variant, request)
+    _check_recovery(draft.table["quantization"], request)
     settings = _planned(draft)
     plan = Plan(
         lorakit=__version__,
@@ -144,6 +145,9 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
     default = settings.trigger or f"{family.name}-{draft.table['variant']}"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-._") or family.name
     draft.fill("name", name[:100], "lorakit", "the trigger" if settings.trigger else "family and variant")
+    recovery = draft.table["quantization"]["recovery"]
+    if recovery is not None:
+        draft.table["quantization"]["recovery"] = _absolute(recovery)
     resolution = draft.table["train"]["resolution"]
     draft.table["data"] = tuple(
         {
@@ -276,6 +280,26 @@ def _check_source(source: Value, family: Family, variant: Variant, request: Requ
         )
 
 
+def _check_recovery(quantization: dict[str, Any], request: Request) -> None:
+    """The adapter is read when the model is loaded; that there is one can be said now."""
+    file, where = quantization["recovery"], request.where("quantization.recovery")
+    if file is None:
+        return
+    if not Path(file).is_file():
+        raise ModelError(
+            f"there is no recovery adapter {file}",
+            where=where,
+            fix=f"Make one with `lorakit recover --family {request.settings.family} --quantization "
+            f"{quantization['name']} -o {file}`, or check the path.",
+        )
+    if quantization["name"] == "none":
+        raise ConfigError(
+            "a recovery adapter corrects a quantized base, and quantization.name is 'none'",
+            where=where,
+            fix="Leave quantization.recovery out.",
+        )
+
+
 def _problems(
     plan: Plan,
     family: Family,
@@ -293,11 +317,18 @@ def _problems(
         shelves.optimizers[settings.optimizer.name],
     )
     for part in parts:
-        absent = [name for name in part.requires if importlib.util.find_spec(name) is None]
+        absent = [name for name in part.requires if _absent(name)]
         if absent:
-            yield Problem(f"{part.name} needs {', '.join(absent)}: pip install {' '.join(absent)}", "error")
+            yield Problem(f"{part.name} needs {', '.join(absent)}: {part.remedy}", "error")
     for answer in call(pm, "check_plan", plan=plan):
         for problem in answer.value or ():
             if not isinstance(problem, Problem):
                 raise PluginError(f"{answer.owner} answers check_plan with {problem!r}, which is not a Problem")
             yield Problem(problem.message, problem.severity, answer.owner)
+
+
+def _absent(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is None
+    except ModuleNotFoundError:  # the package that it would be in
+        return True

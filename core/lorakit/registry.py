@@ -26,6 +26,13 @@ class Part:
     """Named modes of the part: a scheduler's ways of drawing timesteps."""
     requires: tuple[str, ...] = ()
     """Importable packages that the part needs."""
+    install: str = ""
+    """What pip installs to have them, where it is called otherwise."""
+
+    @property
+    def remedy(self) -> str:
+        """The command that brings what the part needs."""
+        return f"pip install {self.install or ' '.join(self.requires)}"
 
     def resolve(self) -> Any:
         """The attribute that `load` names."""
@@ -36,7 +43,7 @@ class Part:
             raise PluginError(
                 f"'{self.name}' cannot be loaded from {self.load}",
                 why=str(error),
-                fix=f"Install what it needs: {', '.join(self.requires)}." if self.requires else "",
+                fix=f"Install what it needs: {self.remedy}." if self.requires else "",
             ) from error
 
 

@@ -168,6 +168,19 @@ class Quantization(Section):
     """How the frozen base is held."""
 
     name: str | None = Field(None, description="Quantizer, by its registered name; `none` keeps full precision.")
+    recovery: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Accuracy recovery adapter, a safetensors file that `lorakit recover` made or a published one: "
+        "corrects the quantized layers in training and previews, and is never trained nor exported.",
+    )
+    uncorrected: bool = Field(
+        False, description="Allow a quantization that the family refuses without an accuracy recovery adapter."
+    )
+    cache: bool = Field(
+        False,
+        description="Keep the quantized base beside the runs and reuse it: a faster start, for as much disk as it "
+        "takes in memory.",
+    )
 
 
 class TextEncoder(Section):

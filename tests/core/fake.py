@@ -51,7 +51,7 @@ class FakePlugin:
     def register(self, registry):
         registry.family(self.family)
         registry.scheduler(part("ddpm", offers=("uniform",)))
-        registry.quantizer(part("int4"))
+        registry.quantizer(part("int3"))
 
 
 def make_kit(family=None, **plugins):

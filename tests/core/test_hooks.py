@@ -54,9 +54,9 @@ def test_hook_scheduler_rules(asked):
 
 
 def test_hook_quantization_rules(asked):
-    plugin = speaker("quantization_rules", never("quantization.name", "int4", because="it is too coarse"))
+    plugin = speaker("quantization_rules", never("quantization.name", "int3", because="it is too coarse"))
     with pytest.raises(RuleError, match=r"the call.*voice.*it is too coarse"):
-        make_kit(voice=plugin).plan({**asked, "quantization": {"name": "int4"}})
+        make_kit(voice=plugin).plan({**asked, "quantization": {"name": "int3"}})
 
 
 def test_hook_text_encoder_rules(asked):

@@ -229,10 +229,10 @@ def test_an_installed_plugin_wishes_above_the_family(asked):
     class Wishing(Fake):
         @hookimpl
         def quantization_rules(self, request):
-            yield prefer("quantization.name", "int4", because="the family thinks so")
+            yield prefer("quantization.name", "int3", because="the family thinks so")
 
     family = Wishing()
-    assert make_kit(family).plan(asked).settings.quantization.name == "int4"
+    assert make_kit(family).plan(asked).settings.quantization.name == "int3"
     house = speaker("quantization_rules", prefer("quantization.name", "int8", because="the house thinks so"))
     choice = make_kit(family, house=house).plan(asked).choices["quantization.name"]
     assert (choice.value, choice.decided_by) == ("int8", "house")

@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def build(kit: Kit) -> click.Group:
     """The group with core's commands and those of the Kit's plugins."""
-    from lorakit.cli import check, lists, plans, runs
+    from lorakit.cli import check, lists, plans, recover, runs
 
     first = next(iter(kit.shelves.families), "NAME")
     group = click.Group(
@@ -63,8 +63,8 @@ def build(kit: Kit) -> click.Group:
         callback=lambda **_: None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    listing = (lists.families, lists.presets, lists.plugins, lists.schema)
-    for command in (runs.train, plans.plan, check.check, runs.resume, *listing):
+    working = (runs.train, plans.plan, check.check, runs.resume, recover.recover)
+    for command in (*working, lists.families, lists.presets, lists.plugins, lists.schema):
         group.add_command(command)
     kit.commands(group)
     group.context_settings["obj"] = kit

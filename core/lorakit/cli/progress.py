@@ -12,10 +12,13 @@ from rich.progress import Progress as Bars
 from lorakit.events import (
     CheckpointSaved,
     Event,
+    LayerRecovered,
     PhaseFinished,
     PhaseProgress,
     PhaseStarted,
     PreviewDrawn,
+    RecoveryFinished,
+    RecoveryStopped,
     RunFinished,
     RunStarted,
     RunStopped,
@@ -80,8 +83,25 @@ class Progress:
                 self._say(f"proof        {event.proof}", "green")
                 self._say(f"file         {event.lora}", "green")
                 self._say(f"done         {event.update} updates in {duration(event.seconds)}")
+            case LayerRecovered() | RecoveryStopped() | RecoveryFinished():
+                self._recovery(event)
             case _:
                 pass
+
+    def _recovery(self, event: LayerRecovered | RecoveryStopped | RecoveryFinished) -> None:
+        match event:
+            case LayerRecovered():
+                self._say(f"  {event.name:<50} error {event.before:8.2%} -> {event.after:8.2%}")
+            case RecoveryStopped():
+                self.close()
+                self._say(f"stopped      {event.reason}, after block {event.blocks}")
+                self._say("go on with   the same command")
+            case RecoveryFinished():
+                self.close()
+                self._say(f"output error {event.before:.2%} -> {event.after:.2%}", "green")
+                self._say(f"file         {event.path}", "green")
+                self._say(f"errors       {event.report}")
+                self._say(f"done         in {duration(event.seconds)}")
 
     def close(self) -> None:
         """Put the terminal back as it was."""

@@ -36,8 +36,8 @@ def train(kit: Kit, /, as_json: bool, tensorboard: bool, **given: Any) -> int:
     control = Control()
     if not as_json and not plan.errors:
         _introduce(plan)
-    with _stopping(control, as_json):
-        return _read(kit.train(plan, control), _readers(as_json, tensorboard, plan.folder))
+    with stopping(control, as_json):
+        return read(kit.train(plan, control), readers_of(as_json, tensorboard, plan.folder))
 
 
 @click.command()
@@ -48,8 +48,8 @@ def train(kit: Kit, /, as_json: bool, tensorboard: bool, **given: Any) -> int:
 def resume(kit: Kit, /, run: Path, as_json: bool, tensorboard: bool) -> int:
     """Go on with the run in folder RUN, from its newest checkpoint."""
     control = Control()
-    with _stopping(control, as_json):
-        return _read(kit.resume(run, control), _readers(as_json, tensorboard, run))
+    with stopping(control, as_json):
+        return read(kit.resume(run, control), readers_of(as_json, tensorboard, run))
 
 
 def _introduce(plan: Plan) -> None:
@@ -62,7 +62,8 @@ def _introduce(plan: Plan) -> None:
     plans.summary(plan)
 
 
-def _readers(as_json: bool, tensorboard: bool, folder: Path) -> list[Reader]:
+def readers_of(as_json: bool, tensorboard: bool, folder: Path) -> list[Reader]:
+    """Who reads a run's events: a program, or a person and perhaps TensorBoard in `folder`."""
     found: list[Reader] = []
     if as_json:
         found.append(lambda event: click.echo(event.to_json()))
@@ -77,15 +78,16 @@ def _readers(as_json: bool, tensorboard: bool, folder: Path) -> list[Reader]:
     return found
 
 
-def _read(events: Iterator[Event], readers: list[Reader]) -> int:
-    from lorakit.events import RunStopped
+def read(events: Iterator[Event], readers: list[Reader]) -> int:
+    """Give every event to every reader; the exit code that they end with."""
+    from lorakit.events import RecoveryStopped, RunStopped
 
     code = 0
     try:
         for event in events:
             for reader in readers:
                 reader(event)
-            if isinstance(event, RunStopped):
+            if isinstance(event, (RunStopped, RecoveryStopped)):
                 code = STOPPED
     finally:
         for reader in readers:
@@ -96,7 +98,7 @@ def _read(events: Iterator[Event], readers: list[Reader]) -> int:
 
 
 @contextmanager
-def _stopping(control: Control, quiet: bool) -> Iterator[None]:
+def stopping(control: Control, quiet: bool) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM stops the run gently; the second one at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:

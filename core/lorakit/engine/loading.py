@@ -1,49 +1,164 @@
-"""The model on its device, quantized as planned, with its adapter, and every promise of the plan checked."""
+"""The model on its device, quantized as planned, with its adapter, and every promise of the plan checked.
+
+Weights are read, quantized and moved block by block, so that host memory never holds the whole model and a block.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from torch import nn
+
+from lorakit.engine import correction
 from lorakit.engine.adapter import Adapter, attach
+from lorakit.engine.correction import Recovery, correct
 from lorakit.engine.loop import recompute
 from lorakit.engine.parts import Denoiser
 from lorakit.engine.phases import Context, Work, phase
-from lorakit.engine.quantizers import Quantizer, held, quantize
+from lorakit.engine.quantized_cache import QuantizedCache
+from lorakit.engine.quantizers import NOTHING, Quantizer, Spared, describe, held, quantize, spared_by
+from lorakit.engine.weights import Weights, check_names, fill
 from lorakit.errors import ModelError
+from lorakit.events import Event, Warned
 from lorakit.plan import Plan
 
 
 def load_model(context: Context) -> Work[tuple[Denoiser, Adapter]]:
     """The denoiser on its device, quantized as planned, with its adapter, and every promise checked."""
     settings = context.plan.settings
+    plain = settings.quantization.name == "none"
     denoisers: list[Denoiser] = []
+    loaders: list[Loader] = []
 
     def load() -> Iterator[str]:
-        denoisers.append(context.family.denoiser(context.plan, context.source))
-        yield denoisers[0].component
+        denoiser = context.family.denoiser(context.plan, context.source.hollow())
+        denoisers.append(denoiser)
+        if any(one.is_meta for one in denoiser.module.parameters()):
+            loader = Loader(context, denoiser)
+            loader.outer()
+            if plain:
+                for _ in loader.blocks():
+                    pass  # one item of progress for the whole component
+            loaders.append(loader)
+        yield denoiser.component
 
     yield from phase("load", 1, load())
     denoiser = denoisers[0]
     context.check()
-    quantizer: Quantizer = context.shelves.quantizers[settings.quantization.name].resolve()()
-    converted: list[int] = []
-
-    def convert() -> Iterator[str]:
-        for number, block in enumerate(denoiser.blocks, 1):
-            converted.append(quantize(block, quantizer, context.device))
-            yield f"block {number}"
-
-    if settings.quantization.name != "none":
-        yield from phase("quantize", len(denoiser.blocks), convert(), lambda: f"{sum(converted)} layers")
+    for loader in loaders:
+        yield from (Warned(message=note) for note in loader.notes)
+        if not plain:
+            yield from phase("quantize", len(denoiser.blocks), loader.blocks(), loader.note)
+    if not loaders and not plain:
+        yield from _quantize_loaded(context, denoiser)
     denoiser.module.to(context.device)
     adapter = attach(denoiser, settings.lora, settings.seed, context.device)
     if settings.train.gradient_checkpointing:
         recompute(denoiser.blocks, keeps_random_state=settings.lora.dropout > 0)
-    check_facts(context.plan, denoiser, adapter, quantizer)
+    check_facts(context.plan, denoiser, adapter, *holders(context))
     return denoiser, adapter
 
 
-def check_facts(plan: Plan, denoiser: Denoiser, adapter: Adapter, quantizer: Quantizer) -> None:
+def holders(context: Context) -> tuple[Quantizer, Spared]:
+    """The plan's quantizer, and those of the layers that the family spares."""
+    name, shelf = context.plan.settings.quantization.name, context.shelves.quantizers
+    quantizer: Quantizer = shelf[name].resolve()()
+    return quantizer, spared_by(context.family, name, shelf)
+
+
+class Loader:
+    """Fills a denoiser that came without weights: its outer parts at once, its blocks one after another."""
+
+    def __init__(self, context: Context, denoiser: Denoiser) -> None:
+        self.context, self.denoiser = context, denoiser
+        of = f"{denoiser.component} of {context.source.name}"
+        self.weights = Weights(context.source.folder / denoiser.component, of)
+        check_names(denoiser.module, self.weights, of)
+        self.quantizer, self.spared = holders(context)
+        names = {id(module): name for name, module in denoiser.module.named_modules()}
+        self.names = [names[id(block)] for block in denoiser.blocks]
+        self._precise = getattr(denoiser.module, "_keep_in_fp32_modules", None) or ()
+        self.form = describe(context.plan.settings.quantization.name, self.quantizer, self.spared)
+        self.layers = self.reused = 0
+        self.notes: list[str] = []
+        self.recovery = self._recovery()
+        self._cache = self._quantized_cache()
+
+    def outer(self) -> None:
+        """Fill everything that lies outside the blocks, in the plan's precision, with its corrections."""
+        module, within = self.denoiser.module, tuple(f"{name}." for name in self.names)
+        fill(
+            module,
+            self.weights,
+            [name for name in module.state_dict() if not name.startswith(within)],
+            self.context.source.dtype,
+            precise=self._precise,
+        )
+        if self.recovery:
+            layers = {name: pair for name, pair in self.recovery.layers.items() if not name.startswith(within)}
+            correct(module, layers)
+
+    def blocks(self) -> Iterator[str]:
+        """Fill every block, hold its layers as planned, and put their corrections on; the name of each."""
+        for name, block in zip(self.names, self.denoiser.blocks, strict=True):
+            self.context.check()
+            known = self._cache is not None and self._cache.restore(name, block, self.context.device)
+            self.reused += known
+            if not known:
+                self.block(name, block)
+                quantize(block, self.quantizer, self.context.device, self.spared)
+                if self._cache:
+                    self._cache.store(name, block)
+            self.layers += sum(1 for module in block.modules() if hasattr(module, "in_features"))
+            if self.recovery:
+                correct(block, self.recovery.layers, f"{name}.")
+            yield name
+
+    def note(self) -> str:
+        """What came of it, in words."""
+        corrected = f", corrected at rank {self.recovery.rank}" if self.recovery else ""
+        return f"{self.layers} layers{corrected}" + (f", {self.reused} blocks reused" if self._cache else "")
+
+    def block(self, name: str, block: nn.Module) -> None:
+        """Fill one block on the CPU, in the plan's precision."""
+        dtype = self.context.source.dtype
+        fill(block, self.weights, list(block.state_dict()), dtype, f"{name}.", self._precise)
+
+    def _recovery(self) -> Recovery | None:
+        settings = self.context.plan.settings.quantization
+        if settings.recovery is None:
+            return None
+        found = correction.read(Path(settings.recovery))
+        self.notes += correction.check(found, self.denoiser.module, self.weights.fingerprint(), self.form)
+        return found
+
+    def _quantized_cache(self) -> QuantizedCache | None:
+        settings, cache = self.context.plan.settings.quantization, self.context.cache
+        if not settings.cache or settings.name == "none":
+            return None
+        base = cache.files.of_folders([self.weights.folder])
+        cache.files.save()
+        form = f"{self.form} of {self.context.source.dtype}"
+        return QuantizedCache(cache, base, form, self.quantizer, self.spared)
+
+
+def _quantize_loaded(context: Context, denoiser: Denoiser) -> Iterator[Event]:
+    """Quantize a model that its family gave with its weights."""
+    quantizer, spared = holders(context)
+    converted: list[int] = []
+
+    def convert() -> Iterator[str]:
+        for number, block in enumerate(denoiser.blocks, 1):
+            converted.append(quantize(block, quantizer, context.device, spared))
+            yield f"block {number}"
+
+    yield from phase("quantize", len(denoiser.blocks), convert(), lambda: f"{sum(converted)} layers")
+
+
+def check_facts(
+    plan: Plan, denoiser: Denoiser, adapter: Adapter, quantizer: Quantizer, spared: Spared = NOTHING
+) -> None:
     """The plan's promises, as facts of what was loaded; ModelError where one does not hold."""
     own = {id(half) for layer in adapter.layers.values() for half in (layer.lora_A, layer.lora_B)}
     strays = [name for name, one in denoiser.module.named_parameters() if one.requires_grad and id(one) not in own]
@@ -54,7 +169,7 @@ def check_facts(plan: Plan, denoiser: Denoiser, adapter: Adapter, quantizer: Qua
     name = plan.settings.quantization.name
     if name == "none":
         return
-    quantized, plain = held(denoiser.blocks, quantizer)
+    quantized, plain = held(denoiser.blocks, quantizer, spared)
     if plain or not quantized:
         raise ModelError(
             f"the plan says {name}, and {plain} of {plain + quantized} layers of the blocks are not",

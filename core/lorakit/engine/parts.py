@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lorakit.engine.weights import hollow
 from lorakit.errors import ModelError
 
 
@@ -74,11 +75,19 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A local model folder in diffusers layout, and the number format to load it in."""
+    """A local model folder in diffusers layout, and the number format to load it in.
+
+    Where `empty`, models come without memory behind their parameters, and core fills them block by block.
+    """
 
     folder: Path
     name: str
     dtype: torch.dtype
+    empty: bool = False
+
+    def hollow(self) -> Source:
+        """The same, giving models without weights."""
+        return replace(self, empty=True)
 
     def load(self, kind: Any, component: str, *, dtype: torch.dtype | None = None, **options: Any) -> Any:
         """The component loaded through `kind.from_pretrained`, or a ModelError that says what is wrong with it."""
@@ -88,6 +97,8 @@ class Source:
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             options = {"dtype": dtype or self.dtype, "use_safetensors": True, **options}
         try:
+            if self.empty and hasattr(kind, "from_config"):
+                return hollow(kind, folder, dtype or self.dtype)
             return kind.from_pretrained(folder, **options)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ModelError(

@@ -1,0 +1,173 @@
+"""A model's weights read from its safetensors files a few at a time, into a module that was made without any."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lorakit.errors import ModelError
+
+INDEX = ".safetensors.index.json"
+
+
+class Weights:
+    """The tensors of a component's folder, by name; `of` is what errors call the component."""
+
+    def __init__(self, folder: Path, of: str) -> None:
+        self.folder, self._of = folder, of
+        try:
+            self._files = self._places()
+            self.shapes = {name: shape for file in set(self._files.values()) for name, shape in self._shapes(file)}
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise self._unreadable(error) from error
+        absent = sorted(set(self._files) - set(self.shapes))
+        if absent:
+            raise self._unreadable(KeyError(f"no file holds {_some(absent)}"))
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor on the CPU) of each name; the tensors share the files' mapped memory and must be copied."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self._files[name], []).append(name)
+        try:
+            for file, held in by_file.items():
+                with safe_open(file, framework="pt", device="cpu") as opened:
+                    for name in held:
+                        yield name, opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise self._unreadable(error) from error
+
+    def fingerprint(self) -> str:
+        """A digest of names, shapes and a first row of every tensor, as bf16.
+
+        Enough to tell two checkpoints apart, and the same however one of them is split into files or cast.
+        """
+        digest = hashlib.sha256()
+        rows = dict(self._rows())
+        for name in sorted(rows):
+            digest.update(json.dumps([name, self.shapes[name]]).encode())
+            digest.update(rows[name].to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _rows(self) -> Iterator[tuple[str, Tensor]]:
+        for file in sorted(set(self._files.values())):
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                    if self._files.get(name) == file:
+                        whole = len(self.shapes[name]) < 2
+                        yield name, opened.get_tensor(name) if whole else opened.get_slice(name)[:1]
+
+    def _places(self) -> dict[str, Path]:
+        indices = sorted(self.folder.glob(f"*{INDEX}"), key=_length)
+        if indices:
+            table = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): self.folder / file for name, file in table.items()}
+        files = sorted(self.folder.glob("*.safetensors"), key=_length)
+        if not files:
+            pickled = [path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in self.folder.glob(pattern)]
+            raise ModelError(
+                f"the {self._of} has no safetensors files" + (f", only {_some(pickled)}" if pickled else ""),
+                why="pickled weights can run code when they are read, so lorakit does not" if pickled else "",
+                fix="Save it again with `save_pretrained(folder, safe_serialization=True)` on a machine that you "
+                "trust it on, or download the repository's safetensors version."
+                if pickled
+                else f"They should be in {self.folder}; download it again.",
+            )
+        return {name: files[0] for name, _ in self._shapes(files[0])}
+
+    def _shapes(self, file: Path) -> Iterator[tuple[str, list[int]]]:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                yield name, list(opened.get_slice(name).get_shape())
+
+    def _unreadable(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"the {self._of} cannot be loaded",
+            why=f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}",
+            fix=f"Check that {self.folder} is complete, or download it again.",
+        )
+
+
+def hollow(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A diffusers model of the folder's configuration whose parameters take no memory; buffers and tables are real.
+
+    Made as `from_pretrained` makes it, so that filling it gives the same model, bit for bit.
+    """
+    from accelerate import init_empty_weights
+    from diffusers.models.modeling_utils import no_init_weights
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with no_init_weights(), init_empty_weights(include_buffers=False):
+            module: nn.Module = kind.from_config(kind.load_config(folder))
+    finally:
+        torch.set_default_dtype(before)
+    return module.eval()
+
+
+def check_names(module: nn.Module, weights: Weights, of: str) -> None:
+    """Refuse weights that lack something which the module holds, or hold something of another shape or unknown."""
+    wanted = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    passed_over = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    missing = sorted(set(wanted) - set(weights.shapes))
+    unknown = sorted(
+        name for name in set(weights.shapes) - set(wanted) if not any(re.search(one, name) for one in passed_over)
+    )
+    other = sorted(name for name in set(wanted) & set(weights.shapes) if wanted[name] != weights.shapes[name])
+    said = [
+        f"{words} {_some(names)}"
+        for words, names in (("it lacks", missing), ("it has the unknown", unknown), ("of other shapes are", other))
+        if names
+    ]
+    if said:
+        raise ModelError(
+            f"the weights of the {of} do not fit its configuration",
+            why="; ".join(said),
+            fix=f"Download {weights.folder} again, weights and config.json of the same model.",
+        )
+
+
+def fill(
+    module: nn.Module,
+    weights: Weights,
+    names: Iterable[str],
+    dtype: torch.dtype,
+    prefix: str = "",
+    precise: Collection[str] = (),
+) -> None:
+    """Give the module its tensors `prefix` + name for every name, copied to the CPU, floating ones cast to `dtype`.
+
+    Parts called as `precise` says stay in fp32, as `from_pretrained` keeps those that the model's class names.
+    """
+    for full, tensor in weights.read([prefix + name for name in names]):
+        name = full[len(prefix) :]
+        kept = any(part in full.split(".") for part in precise)
+        own = (torch.float32 if kept else dtype) if tensor.is_floating_point() else tensor.dtype
+        place(module, name, tensor.to(own, copy=True))
+
+
+def place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor where the module has a parameter or buffer called `name`."""
+    path, _, leaf = name.rpartition(".")
+    parent = module.get_submodule(path)
+    is_parameter = leaf in parent._parameters
+    setattr(parent, leaf, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+
+
+def _length(path: Path) -> tuple[int, str]:
+    """The plain file before its variants, such as `model.fp16.safetensors`."""
+    return len(path.name), path.name
+
+
+def _some(names: Iterable[str]) -> str:
+    found = list(names)
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
