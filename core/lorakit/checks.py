@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from lorakit.family import Family
+from lorakit.dataset import Sizing, previewed
+from lorakit.errors import ConfigError, ModelError
+from lorakit.family import Family, Variant
 from lorakit.plan import Plan
 from lorakit.problem import Problem
+from lorakit.request import Request
+from lorakit.rules import Value
+
+TOY = "toy"
 
 NO_PICTURES = "no pictures are named: say --data FOLDER, or write [[data]] in the configuration"
 
@@ -71,3 +79,69 @@ def _sizes(plan: Plan, family: Family) -> Iterator[Problem]:
             f"the toy model was made for {family.toy_resolution} pixels; train.resolution = "
             f"{settings.train.resolution} will be slow and mean nothing: use --preset toy"
         )
+
+
+def source(source: Value, family: Family, variant: Variant, request: Request) -> None:
+    """A local folder must hold every component; a hub name is checked when it is loaded."""
+    assert isinstance(source, str)
+    if source == TOY:
+        return
+    folder = Path(source).expanduser()
+    where = request.where("model.source")
+    if not folder.exists():
+        if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+            raise ModelError(
+                f"there is no model folder {source}",
+                where=where,
+                fix="Name a folder, a hub repository like owner/name, or toy.",
+            )
+        return
+    needed = (*family.components, *variant.components)
+    missing = [name for name in needed if not (folder / name).is_dir()]
+    if missing:
+        raise ModelError(
+            f"the model folder {source} lacks {', '.join(missing)}",
+            where=where,
+            why=f"{family.title} needs the sub-folders {', '.join(needed)}",
+            fix="Download the whole repository in diffusers layout.",
+        )
+
+
+def recovery(quantization: dict[str, Any], request: Request) -> None:
+    """The adapter is read when the model is loaded; that there is one can be said now."""
+    file, where = quantization["recovery"], request.where("quantization.recovery")
+    if file is None:
+        return
+    if not Path(file).is_file():
+        raise ModelError(
+            f"there is no recovery adapter {file}",
+            where=where,
+            fix=f"Make one with `lorakit recover --family {request.settings.family} --quantization "
+            f"{quantization['name']} -o {file}`, or check the path.",
+        )
+    if quantization["name"] == "none":
+        raise ConfigError(
+            "a recovery adapter corrects a quantized base, and quantization.name is 'none'",
+            where=where,
+            fix="Leave quantization.recovery out.",
+        )
+
+
+def previews(prompts: int, given: Sequence[Sequence[str]], sizing: Sizing, request: Request) -> None:
+    """Refuse references of previews that do not fit the prompts, or that the variant does not take."""
+    where = request.where("sampling.references")
+    if len(given) != prompts:
+        raise ConfigError(
+            f"sampling.references has {len(given)} lists, and sampling.prompts has {prompts} prompts",
+            where=where,
+            fix="Give each prompt its list, [] for none.",
+        )
+    if max(map(len, given), default=0) > sizing.most:
+        raise ConfigError(
+            f"sampling.references has {max(map(len, given))} pictures for one prompt",
+            where=where,
+            why=f"this variant takes {sizing.most or 'none'}",
+            fix="Leave some out.",
+        )
+    for some in given:
+        previewed(some, sizing)

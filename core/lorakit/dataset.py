@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,6 +103,17 @@ class Dataset:
     def passes(self) -> int:
         """Pictures shown in one epoch, repeats counted."""
         return sum(sample.repeats for sample in self.samples)
+
+    def digest(self) -> str:
+        """What the run was planned for: names, sizes, repeats, captions and references, wherever the folders lie."""
+        told = [
+            [
+                sample.folder, sample.path.name, str(sample.size), sample.repeats, sample.caption,
+                [[one.path.name, str(one.size)] for one in sample.references],
+            ]
+            for sample in self.samples
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def buckets(self) -> dict[Bucket, int]:
         """Pictures per bucket, repeats counted."""

@@ -122,6 +122,7 @@ class SheetDrawn(Event):
     """Every prompt at every strength, side by side."""
 
     path: str
+    strengths: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,8 @@ def _how_often(plan: Plan, every: int | str) -> str:
         return "none"
     if every == "epoch":
         return f"each epoch ({_count(plan.arithmetic.updates_per_epoch, 'update')})"
+    if isinstance(every, int) and every >= plan.settings.train.updates:
+        return "at the end"
     return f"each {every} updates"
 
 

@@ -107,7 +107,6 @@ class Family(ABC):
     """Sampling settings to choose from, by name."""
     patch: ClassVar[int] = 1
     """Side, in latent pixels, of the square that becomes one token."""
-    trainable_text_encoder: ClassVar[bool] = False
     caption_advice: ClassVar[CaptionAdvice | None] = None
     """How captions and prompts are best written, if the family has an opinion."""
     spared: ClassVar[Mapping[str, Mapping[str, str]]] = {}

@@ -60,9 +60,8 @@ def voices(request: Request, family: Family, pm: pluggy.PluginManager) -> list[V
             for rule in answer.value or ():
                 _check_rule(rule, hook, answer.owner)
                 found.append(Voice(rule, answer.owner, scope))
-    if not family.trainable_text_encoder:
-        because = f"{family.title} has no way to train it here"
-        found.append(Voice(never("text_encoder.train", True, because=because), "lorakit", "core"))
+    because = "lorakit does not train text encoders yet"
+    found.append(Voice(never("text_encoder.train", True, because=because), "lorakit", "core"))
     return found
 
 

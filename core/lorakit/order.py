@@ -39,7 +39,7 @@ def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
 def arithmetic(dataset: Dataset, train: PlannedTrain, seed: int) -> Arithmetic:
     """The run's arithmetic; `train.updates` and `train.epochs` agree already."""
     batches = batches_per_epoch(dataset, train.batch_size)
-    total = min(train.updates * train.accumulation, round(train.epochs * batches)) if batches else 0
+    total = min(train.updates * train.accumulation, max(1, round(train.epochs * batches))) if batches else 0
     return Arithmetic(
         images=len(dataset.samples),
         passes_per_epoch=dataset.passes,

@@ -28,6 +28,7 @@ class Plan(BaseModel):
     settings: Planned
     choices: dict[str, Choice]
     arithmetic: Arithmetic
+    dataset: str = ""
     problems: tuple[Problem, ...] = ()
     plugins: dict[str, str] = {}
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from lorakit import __version__, checks
 from lorakit.config import explain, leaves
-from lorakit.dataset import Dataset, Sizing, index, previewed
-from lorakit.errors import ConfigError, ModelError, PluginError
+from lorakit.dataset import Dataset, Sizing, index
+from lorakit.errors import ConfigError, PluginError
 from lorakit.family import Family, Variant
 from lorakit.fields import fields, timesteps, voices
 from lorakit.order import arithmetic, batches_per_epoch
@@ -24,10 +24,8 @@ from lorakit.plugins import Plugin, call
 from lorakit.problem import Problem
 from lorakit.registry import Shelves
 from lorakit.request import Request
-from lorakit.rules import Choice, Field, Value, Voice, settle
+from lorakit.rules import Choice, Field, Voice, settle
 from lorakit.settings import Planned, PlannedData
-
-TOY = "toy"
 
 
 @dataclass
@@ -67,14 +65,15 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _fill_length(draft, dataset)
     _fill_previews(draft, family, dataset, sizing)
     _note_the_rest(draft)
-    _check_source(draft.table["model"]["source"], family, variant, request)
-    _check_recovery(draft.table["quantization"], request)
+    checks.source(draft.table["model"]["source"], family, variant, request)
+    checks.recovery(draft.table["quantization"], request)
     settings = _planned(draft)
     plan = Plan(
         lorakit=__version__,
         settings=settings,
         choices=dict(sorted(draft.choices.items(), key=lambda item: _place(item[0]))),
         arithmetic=arithmetic(dataset, settings.train, settings.seed),
+        dataset=dataset.digest(),
         plugins={plugin.name: plugin.version for plugin in sorted(plugins, key=lambda one: one.name)},
     )
     problems = tuple(_problems(plan, family, dataset, shelves, pm, request.notes))
@@ -129,6 +128,9 @@ def _settle_one(draft: Draft, field: Field, said: Sequence[Voice]) -> None:
 
 def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
     settings, owner = draft.request.settings, f"family {family.name}"
+    given = settings.model.source
+    if given and given != checks.TOY and Path(given).expanduser().is_dir():
+        draft.table["model"]["source"] = _absolute(given)
     origin = draft.request.origins.get("preset")
     if origin and origin.by == "preset":
         draft.put(Choice("preset", settings.preset, owner, "the family's usual preset"))
@@ -203,30 +205,11 @@ def _fill_previews(draft: Draft, family: Family, dataset: Dataset, sizing: Sizin
     given = request.settings.sampling.references
     if given is not None:
         absolute = tuple(tuple(map(_absolute, some)) for some in given)
-        _check_previews(len(draft.table["sampling"]["prompts"]), absolute, sizing, request)
+        checks.previews(len(draft.table["sampling"]["prompts"]), absolute, sizing, request)
         draft.table["sampling"]["references"] = absolute
     side = draft.table["train"]["resolution"] // family.side_multiple * family.side_multiple
     for name in ("width", "height"):
         draft.fill(f"sampling.{name}", max(side, family.side_multiple), "lorakit", "the training resolution")
-
-
-def _check_previews(prompts: int, given: Sequence[Sequence[str]], sizing: Sizing, request: Request) -> None:
-    where = request.where("sampling.references")
-    if len(given) != prompts:
-        raise ConfigError(
-            f"sampling.references has {len(given)} lists, and sampling.prompts has {prompts} prompts",
-            where=where,
-            fix="Give each prompt its list, [] for none.",
-        )
-    if max(map(len, given), default=0) > sizing.most:
-        raise ConfigError(
-            f"sampling.references has {max(map(len, given))} pictures for one prompt",
-            where=where,
-            why=f"this variant takes {sizing.most or 'none'}",
-            fix="Leave some out.",
-        )
-    for some in given:
-        previewed(some, sizing)
 
 
 def _note_the_rest(draft: Draft) -> None:
@@ -252,52 +235,6 @@ def _place(path: str) -> tuple[int, int, str]:
 
 
 # -- what can be wrong -------------------------------------------------------------------------------------------
-
-
-def _check_source(source: Value, family: Family, variant: Variant, request: Request) -> None:
-    """A local folder must hold every component; a hub name is checked when it is loaded."""
-    assert isinstance(source, str)
-    if source == TOY:
-        return
-    folder = Path(source).expanduser()
-    where = request.where("model.source")
-    if not folder.exists():
-        if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
-            raise ModelError(
-                f"there is no model folder {source}",
-                where=where,
-                fix="Name a folder, a hub repository like owner/name, or toy.",
-            )
-        return
-    needed = (*family.components, *variant.components)
-    missing = [name for name in needed if not (folder / name).is_dir()]
-    if missing:
-        raise ModelError(
-            f"the model folder {source} lacks {', '.join(missing)}",
-            where=where,
-            why=f"{family.title} needs the sub-folders {', '.join(needed)}",
-            fix="Download the whole repository in diffusers layout.",
-        )
-
-
-def _check_recovery(quantization: dict[str, Any], request: Request) -> None:
-    """The adapter is read when the model is loaded; that there is one can be said now."""
-    file, where = quantization["recovery"], request.where("quantization.recovery")
-    if file is None:
-        return
-    if not Path(file).is_file():
-        raise ModelError(
-            f"there is no recovery adapter {file}",
-            where=where,
-            fix=f"Make one with `lorakit recover --family {request.settings.family} --quantization "
-            f"{quantization['name']} -o {file}`, or check the path.",
-        )
-    if quantization["name"] == "none":
-        raise ConfigError(
-            "a recovery adapter corrects a quantized base, and quantization.name is 'none'",
-            where=where,
-            fix="Leave quantization.recovery out.",
-        )
 
 
 def _problems(

@@ -214,7 +214,7 @@ class Sampling(Section):
         None, description="Guidance, steps and shift that somebody publishes together, by the family's name for them."
     )
     negative: str = Field(" ", description="What true guidance moves away from.")
-    guidance: float | None = Field(None, ge=0, le=100, description="Guidance strength; 1 is none.")
+    guidance: float | None = Field(None, ge=1, le=100, description="Guidance strength; 1 is none.")
     steps: int | None = Field(None, ge=2, le=1000, description="Sampling steps.")
     shift: float | None = Field(
         None, gt=0, le=100, description="Fixed shift of the noise levels. Default: the family's formula, by size."
@@ -235,7 +235,9 @@ class Save(Section):
     keep: int = Field(10, ge=1, le=10_000, description="Checkpoints kept; the oldest go first.")
     dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="Number format of the exported file.")
     metadata: Literal["full", "minimal", "none"] = Field(
-        "full", description="What the file says of its making; `full` includes folder names and caption statistics."
+        "full",
+        description="What the file says of its making; `full` includes folder names, caption statistics, prompts and "
+        "settings.",
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from lorakit.cli.quiet import hush
 from lorakit.events import (
     CheckpointSaved,
     Event,
@@ -73,7 +73,8 @@ class Progress:
             case Warned():
                 self._say(f"warning: {event.message}", "yellow")
             case SheetDrawn():
-                self._say(f"pictures     {event.path} (without, half and full strength)")
+                strengths = ", ".join(f"{one:g}" for one in event.strengths)
+                self._say(f"pictures     {event.path} (strength {strengths})")
             case RunStopped():
                 self.close()
                 self._say(f"stopped      {event.reason}, after update {event.update}")
@@ -153,14 +154,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def hush() -> None:
-    """Keep the bars and notices of the model libraries from the terminal; what matters is said by events."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorakit.cli import STOPPED, options, plans
+from lorakit.cli.quiet import hush
 from lorakit.control import Control
 from lorakit.kit import Kit
 
@@ -66,7 +67,7 @@ def readers_of(as_json: bool, tensorboard: bool, folder: Path) -> list[Reader]:
     """Who reads a run's events: a program, or a person and perhaps TensorBoard in `folder`."""
     found: list[Reader] = []
     if as_json:
-        found.append(lambda event: click.echo(event.to_json()))
+        found.append(_JsonLines())
     else:
         from lorakit.cli.progress import Progress
 
@@ -76,6 +77,17 @@ def readers_of(as_json: bool, tensorboard: bool, folder: Path) -> list[Reader]:
 
         found.append(TensorBoard(folder / "tensorboard"))
     return found
+
+
+class _JsonLines:
+    """Prints each event as a line of JSON, and nothing else."""
+
+    def __call__(self, event: Event) -> None:
+        from lorakit.events import PhaseStarted
+
+        if isinstance(event, PhaseStarted) and event.phase == "cache text":
+            hush()
+        click.echo(event.to_json())
 
 
 def read(events: Iterator[Event], readers: list[Reader]) -> int:

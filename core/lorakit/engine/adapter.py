@@ -65,12 +65,11 @@ class Adapter:
     @contextmanager
     def at(self, strength: float, weights: Tensor | None = None) -> Iterator[None]:
         """For a while, another strength, and other weights where given."""
-        before, own = self.strength, None
-        self.strength = strength
-        if weights is not None:
-            own = self.flat.detach().clone()
-            self.flat.data.copy_(weights)
+        before, own = self.strength, None if weights is None else self.flat.detach().clone()
         try:
+            self.strength = strength
+            if weights is not None:
+                self.flat.data.copy_(weights)
             yield
         finally:
             self.strength = before

@@ -9,13 +9,14 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorakit.errors import DataError
@@ -84,7 +85,11 @@ class Cache:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def __contains__(self, key: str) -> bool:
-        return self._path(key).is_file()
+        try:
+            with safe_open(self._path(key), framework="pt"):  # reads the header, and finds a file that is not whole
+                return True
+        except (SafetensorError, OSError):
+            return False
 
     def load(self, key: str) -> dict[str, Tensor]:
         """The tensors under `key`; KeyError where there are none, or where the file is not whole."""
@@ -111,7 +116,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     safetensors' own writer gives files mode 0600, which a ComfyUI service under another user cannot read.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:

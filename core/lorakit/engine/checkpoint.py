@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from lorakit.engine.cache import write_atomically
 from lorakit.errors import RunError
 
+NAME = re.compile(r"^update-(\d+)$")
 STATE, FACTS = "state.safetensors", "state.json"
 
 
@@ -38,8 +40,8 @@ def folder_of(run: Path, update: int) -> Path:
 
 def saved(run: Path) -> list[int]:
     """The updates that have a checkpoint, in order."""
-    found = (run / "checkpoints").glob(f"update-*/{FACTS}")
-    return sorted(int(path.parent.name.removeprefix("update-")) for path in found)
+    named = (NAME.match(path.parent.name) for path in (run / "checkpoints").glob(f"update-*/{FACTS}"))
+    return sorted(int(match.group(1)) for match in named if match)
 
 
 def save(run: Path, state: State, lora_name: str, lora: bytes) -> Path:
@@ -75,7 +77,7 @@ def load(run: Path, update: int, device: torch.device) -> State:
         tensors = safetensors.torch.load_file(folder / STATE, device=str(device))
         optimizer: dict[str, Any] = dict(facts["optimizer"])
         update, adapter = int(facts["update"]), tensors.pop("adapter")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
             f"the checkpoint {folder} cannot be read",
             why=f"{type(error).__name__}: {error}",

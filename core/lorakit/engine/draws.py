@@ -24,9 +24,14 @@ class Draw:
     drop: float
 
 
+def seed_of(what: str, seed: int, number: int) -> int:
+    """A seed for one kind of draw of one pass."""
+    digest = hashlib.sha256(f"{what} {seed} {number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
 def draw(seed: int, number: int, shape: tuple[int, ...]) -> Draw:
     """The draws of pass `number`, made on the CPU so that they are the same on every device."""
-    digest = hashlib.sha256(f"pass {seed} {number}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = torch.Generator().manual_seed(seed_of("pass", seed, number))
     level, drop = torch.rand(2, generator=generator).clamp(NEAR, 1 - NEAR)
     return Draw(torch.randn(shape, generator=generator), level, float(drop))

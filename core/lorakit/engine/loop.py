@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from lorakit.advice import loss_spikes
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.checkpoint import State
-from lorakit.engine.draws import draw
+from lorakit.engine.draws import draw, seed_of
 from lorakit.engine.optimizers import learning_rate
 from lorakit.engine.parts import Batch, Denoiser, Text
 from lorakit.engine.schedulers import Scheduler
-from lorakit.errors import TrainingError
+from lorakit.errors import RunError, TrainingError
 from lorakit.order import Turn
 from lorakit.plan import Plan
 
@@ -75,8 +76,9 @@ class Trainer:
         self.adapter.grad.zero_()
         losses = torch.zeros((), device=self._device)
         for turn in turns:
-            loss = self.loss(turn, samples).sum() / pictures
-            loss.backward()  # type: ignore[no-untyped-call]
+            with self._seeded(turn.first_pass):
+                loss = self.loss(turn, samples).sum() / pictures
+                loss.backward()  # type: ignore[no-untyped-call]
             losses += loss.detach()
         norm = self.adapter.grad.norm()
         self._check(float(losses), float(norm), turns)
@@ -118,6 +120,17 @@ class Trainer:
         error = (answer.float() - self.scheduler.target(clean, noise, t)) ** 2
         return error.flatten(1).mean(1) * self.scheduler.weight(t)
 
+    @contextmanager
+    def _seeded(self, number: int) -> Iterator[None]:
+        """For a while, torch's own generators seeded by the number of the pass: they draw what dropout drops."""
+        if not self.adapter.dropout:
+            yield
+            return
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed_of("dropout", self.plan.settings.seed, number))
+            yield
+
     def state(self) -> State:
         """Everything that training goes on from."""
         held = self.optimizer.state.get(self.adapter.flat, {})
@@ -125,6 +138,11 @@ class Trainer:
 
     def restore(self, state: State) -> None:
         """Go on from `state`."""
+        if state.adapter.shape != self.adapter.flat.shape:
+            raise RunError(
+                f"the checkpoint holds {state.adapter.numel()} numbers, this adapter {self.adapter.flat.numel()}",
+                fix="It belongs to another run; remove it.",
+            )
         self.updates = state.update
         self.adapter.flat.data.copy_(state.adapter)
         if self.average is not None and state.average is not None:
@@ -145,8 +163,7 @@ class Trainer:
         raise TrainingError(
             f"the loss or gradient of update {self.updates + 1} is not a finite number (loss {loss}, gradient {norm})",
             why=f"it was computed on {shown}",
-            fix=f"Try, in this order: {'; '.join(loss_spikes(self.plan))}. `lorakit resume` goes on from the last "
-            "checkpoint",
+            fix=f"In a new run try, in this order: {'; '.join(loss_spikes(self.plan))}",
         )
 
 

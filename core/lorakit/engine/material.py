@@ -14,6 +14,7 @@ from lorakit.engine.phases import Context, Work
 from lorakit.engine.preview import Subject
 from lorakit.errors import RunError
 from lorakit.events import PhaseFinished, PhaseStarted
+from lorakit.order import arithmetic
 
 TEXTS_KEPT = 256  # texts held in memory between the passes that need them
 
@@ -75,11 +76,13 @@ def gather(context: Context) -> Work[Material]:
 def _index(context: Context) -> Work[Dataset]:
     began = time.perf_counter()
     yield PhaseStarted(phase="index")
-    planned = context.plan.arithmetic
-    dataset = index(context.plan.settings.data, context.family.planned_sizing(context.plan.settings))
-    if (len(dataset.samples), dataset.passes) != (planned.images, planned.passes_per_epoch):
+    settings, planned = context.plan.settings, context.plan.arithmetic
+    dataset = index(settings.data, context.family.planned_sizing(settings))
+    found = arithmetic(dataset, settings.train, settings.seed)
+    if found != planned or dataset.digest() != context.plan.dataset:
         raise RunError(
-            f"the data folders hold {len(dataset.samples)} pictures, and the plan was made for {planned.images}",
+            f"the data are not those that the plan was made for: {found.images} pictures and {found.passes_per_epoch} "
+            f"passes an epoch now, {planned.images} and {planned.passes_per_epoch} then, or other captions or sizes",
             fix="Put them back as they were, or start a new run.",
         )
     note = f"{len(dataset.samples)} pictures, {len(dataset.buckets())} shapes".replace("1 shapes", "1 shape")

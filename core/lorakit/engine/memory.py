@@ -36,7 +36,7 @@ def peak(device: torch.device) -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
-def is_exhausted(error: Exception) -> bool:
+def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the device or on the host."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 

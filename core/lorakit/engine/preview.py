@@ -88,6 +88,8 @@ class Painter:
             with torch.no_grad():
                 return to_image(self._coder.decode(latents.float())[0])
         finally:
+            if device.type != "cpu":
+                self._coder.module.to("cpu")
             self._denoiser.module.train(training)
 
     def sheet(

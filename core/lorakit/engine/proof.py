@@ -24,7 +24,7 @@ TWICE = 4_000_000_000
 """Bytes of weights up to which the base is really loaded a second time; above, its names and shapes alone are."""
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Relative error of B A that rounding to a number format explains."""
+"""Relative error of B A that rounding to the format of the base that reads the file explains."""
 
 # ComfyUI maps `transformer.<layer>` to its own layer where it knows one of that name, and asks for both halves
 # (comfy/lora.py and comfy/weight_adapter/lora.py, read and restated; see docs/files.md).
@@ -56,19 +56,19 @@ class Proof:
 
 def prove(file: Path, plan: Plan, family: Family, source: Source, denoiser: Denoiser, adapter: Adapter) -> Proof:
     """Read `file` back and compare with the adapter; TrainingError where an effect differs by more than rounding."""
-    expected = {name: (lora_a, lora_b) for name, lora_a, lora_b in adapter.pairs()}
     try:
         held = safetensors.torch.load_file(file)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{file} cannot be read back", why=str(error), fix="Check the disk; the checkpoints are beside it."
         ) from error
+    dtype = next(iter(held.values())).dtype  # what was trained, as the file's format can say it
+    expected = {name: (lora_a.to(dtype), lora_b.to(dtype)) for name, lora_a, lora_b in adapter.pairs()}
     fresh = _size(source.folder / denoiser.component) <= TWICE
     base = fresh_base(plan, family, source, denoiser, fresh)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in _linears(base)}
     found = load_into(base, file, held, plan, family, denoiser.component)
-    formats = [next(iter(held.values())).dtype, *([source.dtype] if fresh else [])]  # of the file, and of its reader
-    worst, scale, loaded = compare(found, expected, max(formats, key=TOLERANCE.__getitem__))
+    worst, scale, loaded = compare(found, expected, source.dtype if fresh else dtype)
     if worst:
         raise TrainingError(
             f"{file} does not give back what was trained: {worst}", fix="This is a bug of lorakit; please report it."

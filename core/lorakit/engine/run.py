@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from lorakit.engine.material import Material, gather
 from lorakit.engine.parts import Denoiser
 from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
-from lorakit.engine.run_folder import claim, discard, recorded, refuse_if_taken
+from lorakit.engine.run_folder import alone, claim, discard, is_complete, recorded, refuse_if_taken
 from lorakit.engine.source import cache_folder, locate
 from lorakit.errors import LorakitError, RunError, TrainingError
 from lorakit.events import (
@@ -47,25 +48,28 @@ def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
     """Start the run; its folder is made once what can be checked before is, and stays only with a run in it."""
     refuse_if_taken(plan)
     run = Run(plan, shelves, control)
-    folder = claim(plan)
-    try:
-        yield from recorded(folder, run.events())
-    except LorakitError:
-        if not (run.trainer and run.trainer.updates):
-            discard(folder)
-        raise
+    with alone(plan.folder):
+        refuse_if_taken(plan)
+        folder = claim(plan)
+        try:
+            yield from recorded(folder, run.events())
+        except LorakitError:
+            if not (run.trainer and run.trainer.updates):
+                discard(folder)
+            raise
 
 
 def resume(folder: Path, plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
     """Go on from the newest checkpoint, or from the start where there is none."""
-    done = checkpoint.saved(folder)
-    if any(folder.glob("*.safetensors")):  # written after the last update, and only then
+    if is_complete(folder):
         raise RunError(
             f"the run {folder} is complete: {plan.settings.train.updates} updates",
             fix="There is nothing to go on with.",
         )
     run = Run(plan, shelves, control)
-    yield from recorded(folder, run.events(done[-1] if done else 0))
+    with alone(folder):
+        done = checkpoint.saved(folder)
+        yield from recorded(folder, run.events(done[-1] if done else 0))
 
 
 class Run:
@@ -97,13 +101,11 @@ class Run:
         except StopAsked:
             self._save_now()
             yield RunStopped(update=self._done(start), reason=self.control.reason, folder=str(self.folder))
-        except (GeneratorExit, KeyboardInterrupt):
-            self._save_now()
-            raise
-        except (RuntimeError, MemoryError) as error:
+        except BaseException as error:
+            with suppress(Exception):  # what went wrong first is what is told
+                self._save_now()
             if not memory.is_exhausted(error):
                 raise
-            self._save_now()
             raise TrainingError(
                 f"the memory of {_describe(self.device)} does not suffice, after update {self._done(start)}",
                 why=str(error).strip().splitlines()[0] if str(error).strip() else "",
@@ -248,7 +250,7 @@ class Run:
                     self.adapter, settings.sampling.strengths, self.context.device, self.context.source.dtype
                 )
             preview.save(drawn, sheet)
-            yield SheetDrawn(path=str(sheet))
+            yield SheetDrawn(path=str(sheet), strengths=settings.sampling.strengths)
         yield RunFinished(
             update=trainer.updates,
             folder=str(self.folder),

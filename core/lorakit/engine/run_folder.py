@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lorakit.engine import checkpoint
 from lorakit.engine.cache import write_atomically
 from lorakit.errors import LorakitError, RunError
-from lorakit.events import Event
+from lorakit.events import Event, RunFinished
 from lorakit.plan import Plan
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody is kept out
+    fcntl = None  # type: ignore[assignment]
 
 PLAN, EVENTS = "plan.json", "events.jsonl"
 
@@ -52,6 +58,32 @@ def claim(plan: Plan) -> Path:
     return folder
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether the run in the folder came to its end."""
+    return (folder / EVENTS).is_file() and any(isinstance(event, RunFinished) for event in events_of(folder))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the run folder against other processes and threads; RunError where somebody holds it already."""
+    place = folder.with_name(f".{folder.name}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = place.open("w")
+    except OSError as error:
+        raise RunError(f"the run folder {folder} cannot be written", where="output", why=str(error)) from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"another process is at work in {folder}", fix="Wait for it, or stop it.") from None
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+
+
 def discard(folder: Path) -> None:
     """Take away what `claim` made, where nothing else came to stand beside it."""
     for name in (PLAN, EVENTS):
@@ -62,6 +94,7 @@ def discard(folder: Path) -> None:
 
 def recorded(folder: Path, events: Generator[Event, None, None]) -> Iterator[Event]:
     """The same events, each written as a line of events.jsonl before anybody else sees it."""
+    _end_the_line(folder / EVENTS)
     with (folder / EVENTS).open("a", encoding="utf-8") as file:
         try:
             for event in events:
@@ -70,6 +103,13 @@ def recorded(folder: Path, events: Generator[Event, None, None]) -> Iterator[Eve
                 yield event
         finally:
             events.close()
+
+
+def _end_the_line(file: Path) -> None:
+    """A last line that was cut short must not swallow the next one."""
+    text = file.read_bytes() if file.is_file() else b""
+    if text and not text.endswith(b"\n"):
+        file.write_bytes(text + b"\n")
 
 
 def events_of(folder: Path) -> Iterator[Event]:

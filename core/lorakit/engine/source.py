@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lorakit.checks import TOY
 from lorakit.engine.parts import Source
 from lorakit.errors import ModelError, RunError
 from lorakit.family import Family
 from lorakit.plan import Plan
-from lorakit.planner import TOY
 from lorakit.version import __version__
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -38,9 +40,12 @@ def _toy(plan: Plan, family: Family) -> Path:
     folder = cache_folder(plan) / "toys" / f"{family.name}-{plan.settings.variant}-{__version__}"
     if not (folder / "complete").exists():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            family.toy(folder, plan.settings.variant)
-            (folder / "complete").touch()
+            aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+            aside.mkdir(parents=True, exist_ok=True)
+            family.toy(aside, plan.settings.variant)
+            (aside / "complete").touch()
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.replace(folder)
         except OSError as error:
             raise RunError(f"{folder} cannot be written", where="output", why=str(error)) from error
     return folder
