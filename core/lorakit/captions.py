@@ -1,10 +1,13 @@
-"""Captions as a family advises them: how long, and what stands before what."""
+"""Captions: read beside pictures, given the trigger, and held against what a family advises."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.errors import DataError
 
 SUBJECT = "subject"
 
@@ -20,6 +23,27 @@ class CaptionAdvice:
     longest: int
     order: tuple[tuple[str, tuple[str, ...]], ...]
     because: str
+
+
+def beside(path: Path, extension: str) -> str:
+    """The text file's words in one line; empty where there is no file."""
+    file = path.with_suffix(f".{extension}")
+    try:
+        return " ".join(file.read_text(encoding="utf-8-sig").split())
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the caption {file} cannot be read", why=str(error), fix="Save it as UTF-8.") from error
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with `[trigger]` replaced, and with the trigger put first where the caption lacks it."""
+    if not trigger:
+        return caption
+    caption = caption.replace("[trigger]", trigger)
+    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
 
 
 def misses(caption: str, trigger: str, advice: CaptionAdvice) -> Iterator[str]:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit import pairs, pictures
+from lorakit import captions, pairs, pictures
 from lorakit.buckets import Fit, Shape, fit
 from lorakit.errors import DataError
 from lorakit.pairs import Entry
-from lorakit.settings import PlannedData
+from lorakit.planned import PlannedData
 
 REPEATS = re.compile(r"^(\d+)_(.+)$")  # kohya's convention: 40_maya is shown 40 times an epoch
 MUCH = 0.25  # share of a picture that may be cut away before it is worth saying
@@ -227,35 +227,14 @@ def _caption(entry: Entry, data: PlannedData, uncaptioned: list[tuple[Path, str]
     """The picture's caption with the folder's trigger; a picture without text of its own is noted."""
     path, text = entry.path, entry.caption
     if text is None:
-        text = "" if data.captions == "none" else _text_beside(path, data.captions)
+        text = "" if data.captions == "none" else captions.beside(path, data.captions)
     if not text and (data.captions != "none" or not data.trigger):
         uncaptioned.append((path, data.trigger))
     if "[trigger]" in text and not data.trigger:
         raise DataError(
             f"the caption of {path} holds [trigger], and no trigger word is named", fix="Say --trigger WORD."
         )
-    return with_trigger(text, data.trigger)
-
-
-def _text_beside(path: Path, extension: str) -> str:
-    """The text file's words in one line; empty where there is no file."""
-    file = path.with_suffix(f".{extension}")
-    try:
-        return " ".join(file.read_text(encoding="utf-8-sig").split())
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the caption {file} cannot be read", why=str(error), fix="Save it as UTF-8.") from error
-
-
-def with_trigger(caption: str, trigger: str) -> str:
-    """The caption with `[trigger]` replaced, and with the trigger put first where the caption lacks it."""
-    if not trigger:
-        return caption
-    caption = caption.replace("[trigger]", trigger)
-    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
-        return caption
-    return f"{trigger}, {caption}" if caption else trigger
+    return captions.with_trigger(text, data.trigger)
 
 
 def _caption_notes(uncaptioned: Sequence[tuple[Path, str]], total: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from lorakit.dataset import Sizing
 if TYPE_CHECKING:
     from lorakit.engine.parts import Denoiser, ImageCoder, Source, TextEncoder
     from lorakit.plan import Plan
-    from lorakit.settings import Planned
+    from lorakit.planned import Planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorakit.dataset import Dataset
-from lorakit.settings import PlannedTrain
+from lorakit.planned import PlannedTrain
 
 
 @dataclass(frozen=True, slots=True)

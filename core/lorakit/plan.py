@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from lorakit.errors import ConfigError, RunError
 from lorakit.order import Arithmetic
+from lorakit.planned import Planned
 from lorakit.problem import Problem
 from lorakit.rules import Choice
-from lorakit.settings import Planned
 
 VERSION = 1  # of the JSON form
 DERIVED = "from the other, by the run's arithmetic"

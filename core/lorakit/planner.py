@@ -20,12 +20,12 @@ from lorakit.family import Family, Variant
 from lorakit.fields import fields, timesteps, voices
 from lorakit.order import arithmetic, batches_per_epoch
 from lorakit.plan import DERIVED, Plan, agree
+from lorakit.planned import Planned, PlannedData
 from lorakit.plugins import Plugin, call
 from lorakit.problem import Problem
 from lorakit.registry import Shelves
 from lorakit.request import Request
 from lorakit.rules import Choice, Field, Voice, settle
-from lorakit.settings import Planned, PlannedData
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Every setting of a run, with its type, range and one sentence on what it does.
 
-`Settings` is what a person writes: None means undecided. `Planned` is the same with everything decided.
+`Settings` is what a person writes: None means undecided. `lorakit.planned` is the same with everything decided.
 """
 
 from __future__ import annotations
@@ -265,80 +265,3 @@ class Settings(Section):
     text_encoder: TextEncoder = TextEncoder()
     sampling: Sampling = Sampling()
     save: Save = Save()
-
-
-# -- the same, decided -------------------------------------------------------------------------------------------
-
-
-class PlannedModel(Model):
-    """Model settings, decided."""
-
-    source: str
-
-
-class PlannedData(Data):
-    """A folder, decided; `repeats` may still differ by sub-folder and stays None where folder names decide."""
-
-    trigger: str
-    resolution: int
-
-
-class PlannedLora(Lora):
-    """Adapter settings, decided."""
-
-    alpha: float
-    targets: tuple[str, ...]
-
-
-class PlannedTrain(Train):
-    """Training settings, decided."""
-
-    updates: int
-    epochs: float
-    resolution: int
-
-
-class PlannedScheduler(Scheduler):
-    """Objective, decided."""
-
-    name: str
-    timesteps: str
-
-
-class PlannedQuantization(Quantization):
-    """Quantizer, decided."""
-
-    name: str
-
-
-class PlannedTextEncoder(TextEncoder):
-    """Text encoder policy, decided."""
-
-    train: bool
-    template: str
-
-
-class PlannedSampling(Sampling):
-    """Previews, decided."""
-
-    prompts: tuple[str, ...]
-    references: tuple[tuple[str, ...], ...]
-    guidance: float
-    steps: int
-    width: int
-    height: int
-
-
-class Planned(Settings):
-    """Every setting of a run, decided."""
-
-    variant: str
-    name: str
-    model: PlannedModel
-    data: tuple[PlannedData, ...]
-    lora: PlannedLora
-    train: PlannedTrain
-    scheduler: PlannedScheduler
-    quantization: PlannedQuantization
-    text_encoder: PlannedTextEncoder
-    sampling: PlannedSampling

@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 
 from lorakit.buckets import Shape
-from lorakit.dataset import Bucket, Sizing, index, with_trigger
+from lorakit.captions import with_trigger
+from lorakit.dataset import Bucket, Sizing, index
 from lorakit.errors import DataError
 from lorakit.pictures import ORIENTATION
-from lorakit.settings import PlannedData
+from lorakit.planned import PlannedData
 from tests.pictures import picture
 
 

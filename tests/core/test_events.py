@@ -10,6 +10,7 @@ EXAMPLES = {
     "int": 3,
     "float": 0.1,
     "Phase": "cache text",
+    "tuple[float, ...]": (0.0, 0.5),
     "tuple[tuple[str, str], ...]": (("torch", "2.9"), ("lorakit", "0.1")),
 }
 

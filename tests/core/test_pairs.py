@@ -16,7 +16,7 @@ from lorakit.dataset import Bucket, Sizing, index
 from lorakit.errors import ConfigError, DataError
 from lorakit.order import batches_per_epoch, epoch
 from lorakit.plan import Plan
-from lorakit.settings import PlannedData
+from lorakit.planned import PlannedData
 from tests.core.fake import Fake, make_kit
 from tests.pictures import picture
 

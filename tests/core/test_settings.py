@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from lorakit.settings import Planned, Settings
+from lorakit.planned import Planned
+from lorakit.settings import Settings
 
 
 def sections(model):

@@ -13,7 +13,7 @@ from torch import nn
 from lorakit.engine.adapter import attach
 from lorakit.errors import ModelError
 from lorakit.order import Turn
-from lorakit.settings import PlannedLora
+from lorakit.planned import PlannedLora
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from lorakit.engine.loop import recompute
 from lorakit.engine.schedulers import FlowMatch
 from lorakit.errors import TrainingError
 from lorakit.order import Turn
-from lorakit.settings import PlannedScheduler
+from lorakit.planned import PlannedScheduler
 from lorakit_qwen import Qwen
 
 # -- averaging ---------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pictures(make_plan, make_t
         item = samples(index)
         return replace(item, latents=item.latents * float("nan")) if index == 4 else item
 
-    with pytest.raises(TrainingError, match=r"update 1 is not a finite number.*picture 2, picture 4.*resume"):
+    with pytest.raises(TrainingError, match=r"update 1 is not a finite number.*picture 2, picture 4.*new run"):
         trainer.update([Turn((2,), 0, 0), Turn((4,), 1, 0)], broken)
     assert torch.equal(trainer.adapter.flat, before)
     assert trainer.updates == 0

@@ -12,7 +12,7 @@ from lorakit.dataset import Framed, Sizing, index
 from lorakit.engine.pixels import load, to_image, to_rgb, to_tensor
 from lorakit.errors import DataError
 from lorakit.pictures import ORIENTATION
-from lorakit.settings import PlannedData
+from lorakit.planned import PlannedData
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

@@ -11,7 +11,7 @@ from lorakit import FlowShift
 from lorakit.engine.parts import Source
 from lorakit.engine.preview import Painter, Subject, contact_sheet, noise_for, save
 from lorakit.engine.schedulers import FlowMatch
-from lorakit.settings import PlannedScheduler
+from lorakit.planned import PlannedScheduler
 
 CPU = torch.device("cpu")
 

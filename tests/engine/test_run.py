@@ -171,7 +171,7 @@ def test_missing_pictures_stop_a_resume(kit, make_plan, pictures):
         if isinstance(event, UpdateFinished):
             control.stop()
     (pictures / "3.png").unlink()
-    with pytest.raises(RunError, match=r"hold 3 pictures, and the plan was made for 4.*Put them back"):
+    with pytest.raises(RunError, match=r"3 pictures and 3 passes an epoch now, 4 and 4 then.*Put them back"):
         list(kit.resume(plan.folder))
 
 

@@ -24,7 +24,7 @@ from lorakit.engine.parts import Batch, Source, Text
 from lorakit.engine.phases import Context
 from lorakit.engine.preview import Painter, noise_for
 from lorakit.engine.schedulers import FlowMatch
-from lorakit.settings import PlannedScheduler
+from lorakit.planned import PlannedScheduler
 from lorakit_qwen.family import UNPATCHED, Qwen
 from lorakit_qwen.model import TEMPLATES, QwenDenoiser, pack, unpack
 from lorakit_qwen.processor import load_processor

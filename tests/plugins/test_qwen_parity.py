@@ -24,7 +24,7 @@ from lorakit.engine.phases import Context
 from lorakit.engine.preview import Painter, Subject, denoise, noise_for
 from lorakit.engine.schedulers import FlowMatch
 from lorakit.order import Turn
-from lorakit.settings import PlannedScheduler
+from lorakit.planned import PlannedScheduler
 from lorakit_qwen.family import Qwen
 from lorakit_qwen.model import TEMPLATES, QwenTextEncoder, pack, unpack
 from lorakit_qwen.processor import load_processor

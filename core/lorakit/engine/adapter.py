@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lorakit.engine.parts import Denoiser
 from lorakit.errors import ModelError
-from lorakit.settings import PlannedLora
+from lorakit.planned import PlannedLora
 
 
 class LoraLinear(nn.Module):

@@ -16,7 +16,7 @@ from lorakit.engine.parts import Batch, Denoiser, ImageCoder, Text
 from lorakit.engine.pixels import to_image
 from lorakit.engine.schedulers import Scheduler
 from lorakit.family import Family
-from lorakit.settings import PlannedSampling
+from lorakit.planned import PlannedSampling
 
 
 def noise_for(settings: PlannedSampling, coder: ImageCoder, number: int = 0) -> Tensor:

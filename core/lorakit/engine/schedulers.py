@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorakit.family import FlowShift
-from lorakit.settings import PlannedScheduler
+from lorakit.planned import PlannedScheduler
 
 
 class Scheduler(Protocol):

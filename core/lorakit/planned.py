@@ -1,0 +1,79 @@
+"""Every setting of a run, decided: what `lorakit.settings` may leave open is said here."""
+
+from __future__ import annotations
+
+from lorakit.settings import Data, Lora, Model, Quantization, Sampling, Scheduler, Settings, TextEncoder, Train
+
+
+class PlannedModel(Model):
+    """Model settings, decided."""
+
+    source: str
+
+
+class PlannedData(Data):
+    """A folder, decided; `repeats` may still differ by sub-folder and stays None where folder names decide."""
+
+    trigger: str
+    resolution: int
+
+
+class PlannedLora(Lora):
+    """Adapter settings, decided."""
+
+    alpha: float
+    targets: tuple[str, ...]
+
+
+class PlannedTrain(Train):
+    """Training settings, decided."""
+
+    updates: int
+    epochs: float
+    resolution: int
+
+
+class PlannedScheduler(Scheduler):
+    """Objective, decided."""
+
+    name: str
+    timesteps: str
+
+
+class PlannedQuantization(Quantization):
+    """Quantizer, decided."""
+
+    name: str
+
+
+class PlannedTextEncoder(TextEncoder):
+    """Text encoder policy, decided."""
+
+    train: bool
+    template: str
+
+
+class PlannedSampling(Sampling):
+    """Previews, decided."""
+
+    prompts: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+    guidance: float
+    steps: int
+    width: int
+    height: int
+
+
+class Planned(Settings):
+    """Every setting of a run, decided."""
+
+    variant: str
+    name: str
+    model: PlannedModel
+    data: tuple[PlannedData, ...]
+    lora: PlannedLora
+    train: PlannedTrain
+    scheduler: PlannedScheduler
+    quantization: PlannedQuantization
+    text_encoder: PlannedTextEncoder
+    sampling: PlannedSampling
