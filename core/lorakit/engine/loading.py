@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lorakit.engine import correction
+from lorakit.engine import correction, memory
 from lorakit.engine.adapter import Adapter, attach
 from lorakit.engine.correction import Recovery, correct
 from lorakit.engine.loop import recompute
@@ -108,6 +108,7 @@ class Loader:
             if not known:
                 self.block(name, block)
                 quantize(block, self.quantizer, self.context.device, self.spared)
+                memory.trim()
                 if self._cache:
                     self._cache.store(name, block)
             self.layers += sum(1 for module in block.modules() if hasattr(module, "in_features"))
