@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorakit import captions, pairs, pictures
 from lorakit.buckets import Fit, Shape, fit
 from lorakit.errors import DataError
 from lorakit.pairs import Entry
-from lorakit.planned import PlannedData
+
+if TYPE_CHECKING:  # plugins that bring a family are loaded for `lorakit --help`, which has no use for settings
+    from lorakit.planned import PlannedData
 
 REPEATS = re.compile(r"^(\d+)_(.+)$")  # kohya's convention: 40_maya is shown 40 times an epoch
 MUCH = 0.25  # share of a picture that may be cut away before it is worth saying

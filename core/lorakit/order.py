@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorakit.dataset import Dataset
-from lorakit.planned import PlannedTrain
+
+if TYPE_CHECKING:  # plugins that bring a family are loaded for `lorakit --help`, which has no use for settings
+    from lorakit.planned import PlannedTrain
 
 
 @dataclass(frozen=True, slots=True)
