@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,6 +94,8 @@ class _JsonLines:
 def read(events: Iterator[Event], readers: list[Reader]) -> int:
     """Give every event to every reader; the exit code that they end with."""
     from lorakit.events import RecoveryStopped, RunStopped
+
+    gc.enable()
 
     code = 0
     try:
