@@ -15,6 +15,7 @@ from lorakit import captions, pairs, pictures
 from lorakit.buckets import Fit, Shape, fit
 from lorakit.errors import DataError
 from lorakit.pairs import Entry
+from lorakit.words import count
 
 if TYPE_CHECKING:  # plugins that bring a family are loaded for `lorakit --help`, which has no use for settings
     from lorakit.planned import PlannedData
@@ -150,7 +151,7 @@ def index(data: Sequence[PlannedData], sizing: Sizing) -> Dataset:
         samples.append(Sample(entry.path, caption, size, brought, folder.repeats, folder.path.name, seen))
     if unreadable:
         raise DataError(
-            f"{_count(len(unreadable), 'picture')} cannot be used: {_some(unreadable)}",
+            f"{count(len(unreadable), 'picture')} cannot be used: {_some(unreadable)}",
             fix="Mend, replace or remove them; nothing was started.",
         )
     notes = (*_caption_notes(uncaptioned, len(samples)), *_size_notes(samples, small), *_folder_notes(data))
@@ -244,13 +245,13 @@ def _caption_notes(uncaptioned: Sequence[tuple[Path, str]], total: int) -> tuple
     mute = [str(path) for path, trigger in uncaptioned if not trigger]
     if mute:
         raise DataError(
-            f"{_count(len(mute), 'picture')} of {total} without a caption: {_some(mute)}",
+            f"{count(len(mute), 'picture')} of {total} without a caption: {_some(mute)}",
             where="data",
             fix="Write a text file of the same name beside each, or name a trigger word (--trigger) to stand alone.",
         )
     if not uncaptioned:
         return ()
-    return (f"{_count(len(uncaptioned), 'picture')} of {total} without a caption; the trigger word stands alone there",)
+    return (f"{count(len(uncaptioned), 'picture')} of {total} without a caption; the trigger word stands alone there",)
 
 
 def _size_notes(samples: Sequence[Sample], small: int) -> tuple[str, ...]:
@@ -259,7 +260,7 @@ def _size_notes(samples: Sequence[Sample], small: int) -> tuple[str, ...]:
         (small, "smaller than the training resolution, taught at its own size"),
         (cut, "cut by more than a quarter to fit a bucket"),
     )
-    return tuple(f"{_count(count, 'picture')} of {len(samples)} {what}" for count, what in found if count)
+    return tuple(f"{count(number, 'picture')} of {len(samples)} {what}" for number, what in found if number)
 
 
 def _folder_notes(data: Sequence[PlannedData]) -> tuple[str, ...]:
@@ -280,7 +281,7 @@ def _check_paths_are_distinct(samples: Iterable[Sample]) -> None:
     twice = [str(path) for path, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f"{_count(len(twice), 'picture')} named more than once: {_some(twice)}",
+            f"{count(len(twice), 'picture')} named more than once: {_some(twice)}",
             where="data",
             fix="Name each folder, and each target of a list, once; use repeats to show pictures more often.",
         )
@@ -290,9 +291,9 @@ def _check_reference_counts(samples: Sequence[Sample], most: int) -> None:
     """A model takes so many references and no more; one that takes a single one takes it for all or for none."""
     over = [f"{sample.path} ({len(sample.references)})" for sample in samples if len(sample.references) > most]
     if over:
-        takes = "no reference pictures" if not most else f"at most {_count(most, 'reference picture')}"
+        takes = "no reference pictures" if not most else f"at most {count(most, 'reference picture')}"
         raise DataError(
-            f"{_count(len(over), 'picture')} with too many references: {_some(over)}",
+            f"{count(len(over), 'picture')} with too many references: {_some(over)}",
             where="data.references",
             why=f"this variant takes {takes}",
             fix="Leave some out, or choose a variant that takes more (`lorakit families`).",
@@ -301,15 +302,11 @@ def _check_reference_counts(samples: Sequence[Sample], most: int) -> None:
     if most == 1 and len(counts) > 1:
         without = [str(sample.path) for sample in samples if not sample.references]
         raise DataError(
-            f"{_count(len(without), 'picture')} without a reference beside others that have one: {_some(without)}",
+            f"{count(len(without), 'picture')} without a reference beside others that have one: {_some(without)}",
             where="data.references",
             why="this variant takes one reference, for every picture or for none",
             fix="Give each picture its reference, or leave all out.",
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

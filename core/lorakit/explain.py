@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from lorakit.plan import DERIVED, Plan
 from lorakit.rules import Choice
+from lorakit.words import count
 
 COMMENT_AT = 40  # the column where comments stand, where the setting leaves room
 
@@ -66,20 +67,19 @@ def arithmetic(plan: Plan) -> list[str]:
     sums, settings = plan.arithmetic, plan.settings
     if not sums.images:
         return []
-    seen = f", seeing {_count(sums.references, 'reference')}" if sums.references else ""
+    seen = f", seeing {count(sums.references, 'reference')}" if sums.references else ""
     shapes = ", ".join(f"{shape} ({count})" for shape, count in sums.buckets[:6])
     more = f" and {len(sums.buckets) - 6} more shapes" if len(sums.buckets) > 6 else ""
     return [
-        f"pictures     {sums.images}, with their repeats {_count(sums.passes_per_epoch, 'pass')} an epoch{seen}",
+        f"pictures     {sums.images}, with their repeats {count(sums.passes_per_epoch, 'pass')} an epoch{seen}",
         f"shapes       {shapes}{more}",
         f"an update    batches of {settings.train.batch_size} x {settings.train.accumulation} accumulated"
-        f" = {_count(sums.effective_batch, 'pass')}",
-        f"an epoch     {_count(sums.passes_per_epoch, 'pass')} in {_count(sums.batches_per_epoch, 'batch')}"
-        f" = {_count(sums.updates_per_epoch, 'update')}",
-        f"the run      {_count(sums.epochs, 'epoch')} = {_count(sums.updates, 'update')}"
-        f" = {_count(sums.passes, 'pass')}",
+        f" = {count(sums.effective_batch, 'pass')}",
+        f"an epoch     {count(sums.passes_per_epoch, 'pass')} in {count(sums.batches_per_epoch, 'batch')}"
+        f" = {count(sums.updates_per_epoch, 'update')}",
+        f"the run      {count(sums.epochs, 'epoch')} = {count(sums.updates, 'update')} = {count(sums.passes, 'pass')}",
         f"checkpoints  {_how_often(plan, settings.save.every)}, the newest {settings.save.keep} kept",
-        f"previews     {_how_often(plan, settings.sampling.every)}, {_count(len(settings.sampling.prompts), 'prompt')}",
+        f"previews     {_how_often(plan, settings.sampling.every)}, {count(len(settings.sampling.prompts), 'prompt')}",
         f"the file     {plan.folder / settings.name}.safetensors",
     ]
 
@@ -88,15 +88,10 @@ def _how_often(plan: Plan, every: int | str) -> str:
     if not every:
         return "none"
     if every == "epoch":
-        return f"each epoch ({_count(plan.arithmetic.updates_per_epoch, 'update')})"
+        return f"each epoch ({count(plan.arithmetic.updates_per_epoch, 'update')})"
     if isinstance(every, int) and every >= plan.settings.train.updates:
         return "at the end"
     return f"each {every} updates"
-
-
-def _count(number: float, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith(("ss", "tch")) else f"{noun}s"
-    return f"{round(number, 2):.10g} {noun if number == 1 else plural}"
 
 
 def diff(one: Plan, other: Plan) -> Mapping[str, tuple[object, object]]:

@@ -11,6 +11,7 @@ import click
 from lorakit.cli import options
 from lorakit.errors import ConfigError
 from lorakit.kit import Kit
+from lorakit.words import count
 
 
 @click.command()
@@ -43,5 +44,5 @@ def check(kit: Kit, /, folder: tuple[str, ...], as_json: bool, **given: Any) -> 
         click.echo(f"{finding.where}: {finding.message}" if finding.where else finding.message)
     if found and family.caption_advice:
         click.echo(f"the advice is {family.caption_advice.because}")
-    click.echo(f"{len(dataset.samples)} pictures looked at, {len(found)} findings")
+    click.echo(f"{count(len(dataset.samples), 'picture')} looked at, {count(len(found), 'finding')}")
     return 1 if found else 0

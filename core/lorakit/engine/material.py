@@ -15,6 +15,7 @@ from lorakit.engine.preview import Subject
 from lorakit.errors import RunError
 from lorakit.events import PhaseFinished, PhaseStarted
 from lorakit.order import arithmetic
+from lorakit.words import count
 
 TEXTS_KEPT = 256  # texts held in memory between the passes that need them
 
@@ -85,7 +86,7 @@ def _index(context: Context) -> Work[Dataset]:
             f"passes an epoch now, {planned.images} and {planned.passes_per_epoch} then, or other captions or sizes",
             fix="Put them back as they were, or start a new run.",
         )
-    note = f"{len(dataset.samples)} pictures, {len(dataset.buckets())} shapes".replace("1 shapes", "1 shape")
+    note = f"{count(len(dataset.samples), 'picture')}, {count(len(dataset.buckets()), 'shape')}"
     yield PhaseFinished(phase="index", seconds=time.perf_counter() - began, note=note)
     return dataset
 

@@ -49,7 +49,7 @@ def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
     refuse_if_taken(plan)
     run = Run(plan, shelves, control)
     with alone(plan.folder):
-        refuse_if_taken(plan)
+        refuse_if_taken(plan)  # again: somebody may have finished since
         folder = claim(plan)
         try:
             yield from recorded(folder, run.events())

@@ -65,8 +65,11 @@ def is_complete(folder: Path) -> bool:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the run folder against other processes and threads; RunError where somebody holds it already."""
-    place = folder.with_name(f".{folder.name}.lock")
+    """Hold the run folder against other processes and threads; RunError where somebody holds it already.
+
+    The lock file stays: taking it away would let one process hold the old file and another a new one.
+    """
+    place = folder.parent / ".cache" / "locks" / f"{folder.name}.lock"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         file = place.open("w")
@@ -78,10 +81,7 @@ def alone(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(f"another process is at work in {folder}", fix="Wait for it, or stop it.") from None
-        try:
-            yield
-        finally:
-            place.unlink(missing_ok=True)
+        yield
 
 
 def discard(folder: Path) -> None:
