@@ -15,6 +15,16 @@ def register(registry: Registry) -> None:
             summary="flow matching: predict the velocity from picture to noise",
             load="lorakit.engine.schedulers:FlowMatch",
             offers=("sigmoid", "uniform", "logit-normal", "shift", "weighted"),
+            settings=("mean", "std", "shift"),
+        )
+    )
+    registry.scheduler(
+        Part(
+            name="ddpm",
+            summary="discrete diffusion: predict the noise, or the velocity, at one of 1000 levels",
+            load="lorakit.engine.ddpm:Ddpm",
+            offers=("uniform",),
+            settings=("prediction", "min_snr_gamma", "noise_offset"),
         )
     )
     registry.quantizer(

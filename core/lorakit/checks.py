@@ -11,6 +11,7 @@ from lorakit.errors import ConfigError, ModelError
 from lorakit.family import Family, Variant
 from lorakit.plan import Plan
 from lorakit.problem import Problem
+from lorakit.registry import Part
 from lorakit.request import Request
 from lorakit.rules import Value
 
@@ -105,6 +106,40 @@ def source(source: Value, family: Family, variant: Variant, request: Request) ->
             why=f"{family.title} needs the sub-folders {', '.join(needed)}",
             fix="Download the whole repository in diffusers layout.",
         )
+
+
+OPTIONAL = ("mean", "std", "shift", "prediction", "min_snr_gamma", "noise_offset")
+"""Settings of the scheduler that only some read."""
+
+
+def unread(table: dict[str, Any], scheduler: Part, variant: Variant, request: Request) -> None:
+    """Refuse settings that nothing would read: an option that has no effect is not accepted."""
+    for name in OPTIONAL:
+        if table["scheduler"][name] is not None and name not in scheduler.settings:
+            reads = ", ".join(scheduler.settings) or "none of them"
+            _no_effect(
+                request, f"scheduler.{name}", f"the objective '{scheduler.name}' does not read it; it reads {reads}"
+            )
+    text = table["text_encoder"]
+    if text["train"] and text["cache"]:
+        raise ConfigError(
+            "a trained text encoder cannot be cached",
+            where=request.where("text_encoder.cache") or request.where("text_encoder.train"),
+            why="it answers otherwise after every update, and cached text would stay as it was",
+            fix="Leave text_encoder.cache out, or set text_encoder.train = false.",
+        )
+    if text["learning_rate"] is not None and not text["train"]:
+        _no_effect(request, "text_encoder.learning_rate", "the text encoder is not trained")
+    if table["train"]["guidance"] is not None and variant.guidance != "embedded":
+        _no_effect(request, "train.guidance", "this variant is not told of guidance")
+    if variant.guidance == "none" and table["sampling"]["guidance"] not in (None, 1):
+        _no_effect(request, "sampling.guidance", "this variant draws without guidance")
+    if variant.guidance != "true" and request.where("sampling.negative"):
+        _no_effect(request, "sampling.negative", "this variant is not guided by a negative prompt")
+
+
+def _no_effect(request: Request, name: str, why: str) -> None:
+    raise ConfigError(f"{name} would have no effect", where=request.where(name), why=why, fix="Leave it out.")
 
 
 def recovery(quantization: dict[str, Any], request: Request) -> None:

@@ -32,6 +32,12 @@ class Framed:
     size: Shape
     fit: Fit
 
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """Original height and width, top and left of the crop, height and width as encoded, all in pixels."""
+        fit = self.fit
+        return (self.size.height, self.size.width, fit.top, fit.left, fit.shape.height, fit.shape.width)
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:

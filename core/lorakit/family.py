@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lorakit.buckets import Shape
 from lorakit.captions import CaptionAdvice
@@ -19,29 +19,10 @@ if TYPE_CHECKING:
     from lorakit.planned import Planned
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """One published model of a family.
-
-    `source` is its hub repository; `resolution` its native side in pixels (of a square of the same area);
-    `architecture` what the exported file says of itself (`modelspec.architecture`); `templates` are the prompt
-    templates that it understands, the usual one first; `pipeline` names the diffusers class that draws with it;
-    `components` are sub-folders of its repository, over the family's, that its text depends on. `references` is the
-    most reference pictures that a sample may have, `reference_resolution` the side in pixels of a square of the area
-    that they are brought to, and `text_reference_resolution` that at which the text encoder sees them, None where it
-    does not.
-    """
-
-    source: str
-    pipeline: str
-    architecture: str
-    resolution: int = 1024
-    templates: tuple[str, ...] = ("plain",)
-    components: tuple[str, ...] = ()
-    references: int = 0
-    reference_resolution: int = 1024
-    text_reference_resolution: int | None = None
-    summary: str = ""
+Layout = Literal["peft", "kohya"]
+"""`lora_A` and `lora_B` with the scale folded in, as peft has them; or `lora_down`, `lora_up` and `alpha`, as kohya."""
+Guidance = Literal["true", "embedded", "none"]
+"""How a model is guided: by a second, negative prediction; by a number that it is told; or not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +44,33 @@ class FlowShift:
         """The shift for a picture of `tokens` image tokens."""
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
         return math.exp(self.base_shift + slope * (tokens - self.base_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One published model of a family.
+
+    `source` is its hub repository; `resolution` its native side in pixels (of a square of the same area);
+    `architecture` what the exported file says of itself (`modelspec.architecture`); `templates` are the prompt
+    templates that it understands, the usual one first; `pipeline` names the diffusers class that draws with it;
+    `components` are sub-folders of its repository, over the family's, that its text depends on. `references` is the
+    most reference pictures that a sample may have, `reference_resolution` the side in pixels of a square of the area
+    that they are brought to, and `text_reference_resolution` that at which the text encoder sees them, None where it
+    does not. `flow_shift` is None for models that do not match flows.
+    """
+
+    source: str
+    pipeline: str
+    architecture: str
+    resolution: int = 1024
+    templates: tuple[str, ...] = ("plain",)
+    components: tuple[str, ...] = ()
+    references: int = 0
+    reference_resolution: int = 1024
+    text_reference_resolution: int | None = None
+    guidance: Guidance = "true"
+    flow_shift: FlowShift | None = None
+    summary: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +110,12 @@ class Family(ABC):
     """Sides of training pictures are multiples of this, in pixels."""
     base_model_version: ClassVar[str]
     """What `ss_base_model_version` says in exported files."""
-    flow_shift: ClassVar[FlowShift | None] = None
+    layout: ClassVar[Layout] = "peft"
+    """How exported files name their tensors."""
+    trainable_text: ClassVar[tuple[str, ...]] = ()
+    """Text encoders that may be trained, by their sub-folder, which is also what the encoder's module calls them."""
+    text_targets: ClassVar[tuple[str, ...]] = ()
+    """Names of the linear layers that an adapter attaches to in a trained text encoder."""
     recipes: ClassVar[Mapping[str, Recipe]] = {}
     """Sampling settings to choose from, by name."""
     patch: ClassVar[int] = 1
@@ -138,6 +151,10 @@ class Family(ABC):
         width = math.sqrt(resolution * resolution * (size.width / size.height))
         height = width / (size.width / size.height)
         return Shape(max(32, round(width / 32) * 32), max(32, round(height / 32) * 32))
+
+    def exported_name(self, component: str, layer: str) -> str:
+        """What exported files call a layer of a component, before the names of its halves."""
+        return f"{component}.{layer}"
 
     @abstractmethod
     def text_encoder(self, plan: Plan, source: Source) -> TextEncoder:

@@ -60,8 +60,9 @@ def voices(request: Request, family: Family, pm: pluggy.PluginManager) -> list[V
             for rule in answer.value or ():
                 _check_rule(rule, hook, answer.owner)
                 found.append(Voice(rule, answer.owner, scope))
-    because = "lorakit does not train text encoders yet"
-    found.append(Voice(never("text_encoder.train", True, because=because), "lorakit", "core"))
+    if not family.trainable_text:
+        because = f"the text encoder of {family.title} cannot be trained"
+        found.append(Voice(never("text_encoder.train", True, because=because), "lorakit", "core"))
     return found
 
 

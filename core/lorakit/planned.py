@@ -51,6 +51,7 @@ class PlannedTextEncoder(TextEncoder):
 
     train: bool
     template: str
+    cache: bool
 
 
 class PlannedSampling(Sampling):

@@ -66,6 +66,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _fill_previews(draft, family, dataset, sizing)
     _note_the_rest(draft)
     checks.source(draft.table["model"]["source"], family, variant, request)
+    checks.unread(draft.table, shelves.schedulers[draft.table["scheduler"]["name"]], variant, request)
     checks.recovery(draft.table["quantization"], request)
     settings = _planned(draft)
     plan = Plan(
@@ -144,6 +145,7 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
     if variant.text_reference_resolution:
         because = "the area at which the variant's text encoder sees them"
         draft.fill("text_encoder.reference_resolution", variant.text_reference_resolution, owner, because)
+    _fill_conditioning(draft, variant, owner)
     default = settings.trigger or f"{family.name}-{draft.table['variant']}"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-._") or family.name
     draft.fill("name", name[:100], "lorakit", "the trigger" if settings.trigger else "family and variant")
@@ -160,6 +162,18 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
         }
         for one in draft.table["data"]
     )
+
+
+def _fill_conditioning(draft: Draft, variant: Variant, owner: str) -> None:
+    """What the model is told: guidance, and text that is encoded once or at every pass."""
+    trained = draft.table["text_encoder"]["train"]
+    because = "a trained encoder answers otherwise after every update" if trained else "a frozen one never changes"
+    draft.fill("text_encoder.cache", not trained, "lorakit", because)
+    if trained:
+        half = draft.request.settings.optimizer.learning_rate / 2
+        draft.fill("text_encoder.learning_rate", half, "lorakit", "half of optimizer.learning_rate")
+    if variant.guidance == "embedded":
+        draft.fill("train.guidance", 1.0, owner, "what the model is told of guidance in training")
 
 
 def _sizing(draft: Draft, family: Family) -> Sizing:

@@ -24,6 +24,8 @@ class Part:
     load: str
     offers: tuple[str, ...] = ()
     """Named modes of the part: a scheduler's ways of drawing timesteps."""
+    settings: tuple[str, ...] = ()
+    """Optional settings of its section that the part reads; others may not be set with it."""
     requires: tuple[str, ...] = ()
     """Importable packages that the part needs."""
     install: str = ""

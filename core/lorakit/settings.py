@@ -131,6 +131,12 @@ class Train(Section):
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="Number format of the frozen base and its activations; adapter weights are always fp32."
     )
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Guidance that a model with embedded guidance is told of in training. Default: 1.",
+    )
     caption_dropout: float = Field(
         0.05, ge=0, le=1, description="Share of passes that see the empty caption instead of the picture's own."
     )
@@ -152,6 +158,16 @@ class Scheduler(Section):
     std: float | None = Field(None, gt=0, le=10, description="Spread of logit-normal levels (only with it).")
     shift: float | None = Field(
         None, gt=0, le=100, description="Factor of shifted levels (only with `shift`). Default: the family's formula."
+    )
+    prediction: Literal["epsilon", "v_prediction"] | None = Field(
+        None,
+        description="What the model predicts (only `ddpm`); must be what its own scheduler says. Default: that.",
+    )
+    min_snr_gamma: float | None = Field(
+        None, gt=0, le=100, description="Bound on the signal-to-noise ratio that a loss counts with (only `ddpm`)."
+    )
+    noise_offset: float | None = Field(
+        None, ge=0, le=1, description="Share of noise that is the same for a whole channel (only `ddpm`)."
     )
 
     @model_validator(mode="after")
@@ -187,6 +203,14 @@ class TextEncoder(Section):
     """What happens to the text encoder."""
 
     train: bool | None = Field(None, description="Teach the text encoder too, where the family allows it.")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Peak learning rate of a trained text encoder. Default: half of the optimizer's."
+    )
+    cache: bool | None = Field(
+        None,
+        description="Encode every text once and free the encoder; without it, each pass encodes its own, which a "
+        "trained encoder needs.",
+    )
     template: str | None = Field(
         None, description="Prompt template, one of the variant's, where there is no reference picture."
     )

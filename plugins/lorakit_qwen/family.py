@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from lorakit_qwen.model import QwenDenoiser, QwenImageCoder, QwenTextEncoder
 
 TOY = Path(__file__).parent / "toy"
-EDITING: dict[str, Any] = {"templates": ("edit", "text-to-image"), "components": ("processor",)}
+# scheduler_config.json of Qwen/Qwen-Image
+SHIFT = FlowShift(base_tokens=256, base_shift=0.5, max_tokens=8192, max_shift=0.9, terminal=0.02)
+EDITING: dict[str, Any] = {"templates": ("edit", "text-to-image"), "components": ("processor",), "flow_shift": SHIFT}
 ONE = EDITING | {"pipeline": "QwenImageEditPipeline", "references": 1, "text_reference_resolution": 1024}
 ONE["summary"] = "edits one picture"
 SEVERAL = EDITING | {"pipeline": "QwenImageEditPlusPipeline", "references": 3, "text_reference_resolution": 384}
@@ -39,6 +41,7 @@ class Qwen(Family):
             pipeline="QwenImagePipeline",
             architecture="Qwen-Image/lora",
             templates=("text-to-image",),
+            flow_shift=SHIFT,
             summary="text to image",
         ),
         "edit": Variant(source="Qwen/Qwen-Image-Edit", architecture="Qwen-Image-Edit/lora", **ONE),
@@ -63,9 +66,6 @@ class Qwen(Family):
     toy_resolution = 48
     patch = 2
     base_model_version = "qwen_image"
-    # scheduler_config.json of Qwen/Qwen-Image
-    flow_shift = FlowShift(base_tokens=256, base_shift=0.5, max_tokens=8192, max_shift=0.9, terminal=0.02)
-
     caption_advice = CaptionAdvice(
         shortest=50,
         longest=200,

@@ -50,7 +50,7 @@ class FakePlugin:
     @hookimpl
     def register(self, registry):
         registry.family(self.family)
-        registry.scheduler(part("ddpm", offers=("uniform",)))
+        registry.scheduler(part("edm", offers=("uniform",)))
         registry.quantizer(part("int3"))
 
 

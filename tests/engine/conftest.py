@@ -105,9 +105,10 @@ def make_trainer(kit, family, toy):
         adapter = attach(denoiser, plan.settings.lora, plan.settings.seed, torch.device("cpu"))
         if noise:
             shake(adapter, noise)
-        scheduler = kit.shelves.schedulers["flowmatch"].resolve()(plan.settings.scheduler, family.flow_shift)
+        shift = family.variants[plan.settings.variant].flow_shift
+        scheduler = kit.shelves.schedulers["flowmatch"].resolve()(plan.settings.scheduler, shift, {})
         optimizer = kit.shelves.optimizers[plan.settings.optimizer.name].resolve()(
-            adapter.flat, plan.settings.optimizer
+            [part.group for part in adapter.parts], plan.settings.optimizer
         )
         return Trainer(plan, denoiser, adapter, scheduler, optimizer, family.patch, dtype)
 

@@ -60,10 +60,10 @@ def lively(denoiser, **options):
 def test_layers_are_named_as_the_model_names_them():
     adapter = attach(small(), settings(), 0, CPU)
     assert list(adapter.layers) == [
-        "blocks.0.attn.to_q",
-        "blocks.0.attn.to_out.0",
-        "blocks.1.attn.to_q",
-        "blocks.1.attn.to_out.0",
+        "small.blocks.0.attn.to_q",
+        "small.blocks.0.attn.to_out.0",
+        "small.blocks.1.attn.to_q",
+        "small.blocks.1.attn.to_out.0",
     ]
     assert {name: (tuple(a.shape), tuple(b.shape)) for name, a, b in adapter.pairs()} == {
         name: ((4, 24), (16, 4)) if name.endswith("to_q") else ((4, 16), (24, 4)) for name in adapter.layers
@@ -72,8 +72,8 @@ def test_layers_are_named_as_the_model_names_them():
 
 def test_a_target_may_be_the_end_of_a_name():
     assert list(attach(small(), settings(targets=("to_q",)), 0, CPU).layers) == [
-        "blocks.0.attn.to_q",
-        "blocks.1.attn.to_q",
+        "small.blocks.0.attn.to_q",
+        "small.blocks.1.attn.to_q",
     ]
 
 
@@ -121,7 +121,7 @@ def test_strength_scales_the_effect_and_is_put_back():
 
 def test_pairs_have_the_scale_folded_in():
     adapter = lively(small(), alpha=1.0)
-    layer = adapter.layers["blocks.0.attn.to_q"]
+    layer = adapter.layers["small.blocks.0.attn.to_q"]
     _, lora_a, lora_b = next(iter(adapter.pairs()))
     assert torch.equal(lora_a, layer.lora_A)
     assert torch.equal(lora_b, layer.lora_B * 0.25)
@@ -158,7 +158,7 @@ def test_answers_and_gradients_equal_pefts(alpha):
     adapter = lively(ours, alpha=alpha)
     config = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=r"blocks\..*(to_q|to_out\.0)")
     model = peft.inject_adapter_in_model(config, theirs.module)
-    twins = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    twins = {f"small.{name}": module for name, module in model.named_modules() if hasattr(module, "lora_A")}
     assert list(twins) == list(adapter.layers)
     for name, layer in adapter.layers.items():
         twins[name].lora_A["default"].weight.data.copy_(layer.lora_A)

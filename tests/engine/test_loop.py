@@ -159,7 +159,7 @@ def uniform() -> torch.Tensor:
 )
 def test_levels_spread_as_their_names_say(uniform, timesteps, options, mean):
     settings = PlannedScheduler(name="flowmatch", timesteps=timesteps, **options)
-    found = FlowMatch(settings, Qwen.flow_shift).level(uniform, 4096)
+    found = FlowMatch(settings, Qwen.variants["image"].flow_shift, {}).level(uniform, 4096)
     assert float(found.mean()) == pytest.approx(mean, abs=0.01)
     assert found.min() > 0
     assert found.max() < 1
@@ -168,13 +168,13 @@ def test_levels_spread_as_their_names_say(uniform, timesteps, options, mean):
 def test_sigmoid_gathers_in_the_middle_and_uniform_does_not(uniform):
     for timesteps, share in (("uniform", 0.5), ("sigmoid", 0.728)):  # of draws in (0.25, 0.75)
         settings = PlannedScheduler(name="flowmatch", timesteps=timesteps)
-        found = FlowMatch(settings, None).level(uniform, 64)
+        found = FlowMatch(settings, None, {}).level(uniform, 64)
         inside = ((found > 0.25) & (found < 0.75)).float().mean()
         assert float(inside) == pytest.approx(share, abs=0.015)
 
 
 def test_weighted_counts_levels_by_a_bell_of_mean_one(uniform):
-    scheduler = FlowMatch(PlannedScheduler(name="flowmatch", timesteps="weighted"), None)
+    scheduler = FlowMatch(PlannedScheduler(name="flowmatch", timesteps="weighted"), None, {})
     weight = scheduler.weight(uniform)
     assert float(weight.mean()) == pytest.approx(1.0, abs=0.01)
     points = scheduler.weight(torch.tensor([0.001, 0.25, 0.5, 0.876, 1.0]))

@@ -43,7 +43,7 @@ def written(make_trainer, family, tmp_path):
         trainer = make_trainer(plan, noise=0.1)
         dataset = index(plan.settings.data, family.sizing(plan.settings.variant, None, None))
         path = tmp_path / "x.safetensors"
-        write_atomically(path, lora_file.encode(plan, family, trainer.denoiser, trainer.adapter, dataset, 5))
+        write_atomically(path, lora_file.encode(plan, family, trainer.adapter, dataset, 5))
         return path, trainer.adapter
 
     return write
@@ -57,7 +57,7 @@ def metadata(path) -> dict[str, str]:
 def test_names_are_pefts_with_the_component_and_no_alpha(make_plan, written):
     path, adapter = written(make_plan())
     held = safetensors.torch.load_file(path)
-    assert set(held) == {f"transformer.{name}.lora_{half}.weight" for name in adapter.layers for half in "AB"}
+    assert set(held) == {f"{name}.lora_{half}.weight" for name in adapter.layers for half in "AB"}
     assert all(re.fullmatch(r"transformer\.transformer_blocks\.\d+\.attn\.(to_q|to_out\.0)\..*", key) for key in held)
 
 
@@ -66,8 +66,8 @@ def test_the_scale_is_folded_into_b(make_plan, written, alpha):
     path, adapter = written(make_plan(lora={"alpha": alpha}))
     held = safetensors.torch.load_file(path)
     for name, layer in adapter.layers.items():
-        assert torch.equal(held[f"transformer.{name}.lora_A.weight"], layer.lora_A)
-        assert torch.allclose(held[f"transformer.{name}.lora_B.weight"], layer.lora_B * (alpha / 4))
+        assert torch.equal(held[f"{name}.lora_A.weight"], layer.lora_A)
+        assert torch.allclose(held[f"{name}.lora_B.weight"], layer.lora_B * (alpha / 4))
     assert metadata(path)["ss_network_alpha"] == metadata(path)["ss_network_dim"]  # whoever reads it scales by 1
 
 

@@ -14,7 +14,7 @@ from lorakit.settings import Optimizer
 def test_it_walks_down_a_hill(make):
     target = torch.randn(600, generator=torch.Generator().manual_seed(0))
     flat = nn.Parameter(torch.zeros(600))
-    optimizer = make(flat, Optimizer(learning_rate=0.05))
+    optimizer = make([{"params": [flat]}], Optimizer(learning_rate=0.05))
     before = float((flat.detach() - target).norm())
     for _ in range(60):
         flat.grad = flat.detach() - target
@@ -24,7 +24,7 @@ def test_it_walks_down_a_hill(make):
 
 def test_adamw8bit_holds_8_bit_moments_even_for_a_small_adapter():
     flat = nn.Parameter(torch.ones(1000))  # bitsandbytes itself would keep 32 bits below 4096
-    optimizer = adamw8bit(flat, Optimizer())
+    optimizer = adamw8bit([{"params": [flat]}], Optimizer())
     flat.grad = torch.ones(1000)
     optimizer.step()
     state = optimizer.state[flat]
@@ -38,7 +38,7 @@ def test_adamw8bit_stays_near_adamw():
     moved = []
     for make in (adamw, adamw8bit):
         flat = nn.Parameter(start.clone())
-        optimizer = make(flat, Optimizer(learning_rate=1e-2))
+        optimizer = make([{"params": [flat]}], Optimizer(learning_rate=1e-2))
         for gradient in gradients:
             flat.grad = gradient.clone()
             optimizer.step()

@@ -28,7 +28,7 @@ def drawing(make_plan, make_trainer, family, toy):
         *texts, negative = encoder.encode([*plan.settings.sampling.prompts, " "])
     settings = plan.settings.sampling
     subjects = [Subject(text, negative) for text in texts]
-    painter = Painter(family, settings, trainer.denoiser, coder, trainer.scheduler, subjects)
+    painter = Painter(family, family.variants["image"], settings, trainer.denoiser, coder, trainer.scheduler, subjects)
     return painter, trainer.adapter, trainer.denoiser
 
 
@@ -82,7 +82,7 @@ def test_a_fixed_shift_is_comfyuis(steps, shift):
     """ModelSamplingAuraFlow's table of 1000 levels, which its scheduler `simple` takes evenly from the noisy end."""
     table = [shift * t / (1 + (shift - 1) * t) for t in (number / 1000 for number in range(1, 1001))]
     simple = [table[-(1 + int(number * 1000 / steps))] for number in range(steps)] + [0.0]
-    scheduler = FlowMatch(PlannedScheduler(name="flowmatch", timesteps="sigmoid"), FlowShift(terminal=0.02))
+    scheduler = FlowMatch(PlannedScheduler(name="flowmatch", timesteps="sigmoid"), FlowShift(terminal=0.02), {})
     for tokens in (64, 4096):  # whatever the size, and without the stretch to a terminal level
         assert scheduler.levels(steps, tokens, shift).tolist() == pytest.approx(simple, abs=1e-6)
     assert scheduler.levels(steps, 64)[-2] == pytest.approx(0.02)

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from lorakit.dataset import Dataset
-from lorakit.engine import lora_file, proof
+from lorakit.engine import layouts, lora_file, proof
 from lorakit.engine.cache import write_atomically
 from lorakit.engine.parts import Source
 from lorakit.errors import TrainingError
@@ -19,11 +19,11 @@ def made(make_plan, make_trainer, family, toy, tmp_path):
     plan = make_plan(lora={"alpha": 2.0})
     trainer = make_trainer(plan, noise=0.1)
     path = tmp_path / "x.safetensors"
-    write_atomically(path, lora_file.encode(plan, family, trainer.denoiser, trainer.adapter, Dataset(), 1))
+    write_atomically(path, lora_file.encode(plan, family, trainer.adapter, Dataset(), 1))
     source = Source(toy, "the toy", torch.float32)
 
     def prove():
-        return proof.prove(path, plan, family, source, trainer.denoiser, trainer.adapter)
+        return proof.prove(path, plan, family, source, trainer.adapter)
 
     return path, prove, trainer.adapter
 
@@ -51,9 +51,9 @@ def test_rounding_to_half_precision_is_no_fault(make_plan, make_trainer, family,
     plan = make_plan(save={"dtype": dtype})
     trainer = make_trainer(plan, noise=0.1)
     path = tmp_path / "x.safetensors"
-    write_atomically(path, lora_file.encode(plan, family, trainer.denoiser, trainer.adapter, Dataset(), 1))
+    write_atomically(path, lora_file.encode(plan, family, trainer.adapter, Dataset(), 1))
     source = Source(toy, "the toy", base)
-    assert proof.prove(path, plan, family, source, trainer.denoiser, trainer.adapter).holds
+    assert proof.prove(path, plan, family, source, trainer.adapter).holds
 
 
 def test_a_large_base_is_proved_by_names_and_shapes(made, monkeypatch):
@@ -84,7 +84,7 @@ def test_one_damaged_number_is_caught(made):
         next(tensor for name, tensor in tensors.items() if "lora_B" in name).view(-1)[0] += 0.5
 
     change(path, edit)
-    with pytest.raises(TrainingError, match=r"effect on transformer_blocks.* differs by"):
+    with pytest.raises(TrainingError, match=r"effect on transformer.transformer_blocks.* differs by"):
         prove()
 
 
@@ -105,7 +105,7 @@ def test_a_file_cut_short_is_caught(made):
 
 # -- ComfyUI's rules ---------------------------------------------------------------------------------------------
 
-SHAPES = {"blocks.0.to_q": (8, 16)}
+SHAPES = {"transformer.blocks.0.to_q": (8, 16)}
 
 
 def pair(name="transformer.blocks.0.to_q", a=(4, 8), b=(16, 4), halves="AB") -> dict[str, torch.Tensor]:
@@ -113,8 +113,8 @@ def pair(name="transformer.blocks.0.to_q", a=(4, 8), b=(16, 4), halves="AB") -> 
     return {f"{name}.lora_{half}.weight": torch.zeros(shapes[half]) for half in halves}
 
 
-def test_comfyui_takes_both_halves_of_a_known_layer():
-    assert proof.accepted(pair(), SHAPES) == 1
+def test_comfyui_takes_both_halves_of_a_known_layer(family):
+    assert layouts.accepted(pair(), family, SHAPES) == 1
 
 
 @pytest.mark.parametrize(
@@ -132,5 +132,5 @@ def test_comfyui_takes_both_halves_of_a_known_layer():
     ],
     ids=["bare", "peft-prefix", "unknown-layer", "no-B", "no-A", "inputs", "outputs", "ranks", "no-weight"],
 )
-def test_comfyui_passes_over_what_does_not_fit(bad):
-    assert proof.accepted(bad, SHAPES) == 0
+def test_comfyui_passes_over_what_does_not_fit(family, bad):
+    assert layouts.accepted(bad, family, SHAPES) == 0

@@ -90,7 +90,9 @@ def test_an_adapter_on_int8_gets_the_gradients_of_one_on_the_full_base(make_plan
 @pytest.fixture
 def denoiser():
     blocks = nn.ModuleList([nn.ModuleDict({"to_q": nn.Linear(16, 16), "to_k": nn.Linear(16, 16)}) for _ in range(2)])
-    return SimpleNamespace(module=nn.ModuleDict({"blocks": blocks, "out": nn.Linear(16, 4)}), blocks=blocks)
+    return SimpleNamespace(
+        module=nn.ModuleDict({"blocks": blocks, "out": nn.Linear(16, 4)}), blocks=blocks, component="it"
+    )
 
 
 def adapted(denoiser, plan):

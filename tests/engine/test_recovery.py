@@ -13,6 +13,7 @@ from lorakit.control import Control
 from lorakit.engine.fitting import Recipe
 from lorakit.engine.loop import Trainer
 from lorakit.engine.material import gather
+from lorakit.engine.objective import make_scheduler
 from lorakit.engine.parts import Batch
 from lorakit.engine.recovery import recover
 from lorakit.engine.regression import Moments, largest, solve
@@ -173,7 +174,7 @@ def test_it_needs_no_other_word_is_always_active_and_never_exported(room, pictur
     assert isinstance(last, RunFinished)
     assert "scale 1.000" in last.proof
     names = set(safetensors.torch.load_file(last.lora))
-    assert names == {f"transformer.{name}.lora_{half}.weight" for name in adapter.layers for half in "AB"}
+    assert names == {f"{name}.lora_{half}.weight" for name in adapter.layers for half in "AB"}
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", ""])
@@ -283,8 +284,10 @@ def trained_loss(room, pictures, unseen, updates=120, **quantization):
     plan = make_plan(room / "runs", pictures, quantization=quantization, train={"updates": updates, "batch_size": 4})
     context, kit = context_of(plan), Kit()
     denoiser, adapter = loaded(plan)
-    scheduler = kit.shelves.schedulers["flowmatch"].resolve()(plan.settings.scheduler, context.family.flow_shift)
-    optimizer = kit.shelves.optimizers["adamw"].resolve()(adapter.flat, plan.settings.optimizer)
+    scheduler = make_scheduler(context)
+    optimizer = kit.shelves.optimizers["adamw"].resolve()(
+        [part.group for part in adapter.parts], plan.settings.optimizer
+    )
     trainer = Trainer(plan, denoiser, adapter, scheduler, optimizer, context.family.patch, torch.float32)
 
     taught = drained(gather(context))

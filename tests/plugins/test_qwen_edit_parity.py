@@ -203,8 +203,12 @@ def pipeline_draws(pipeline, prompt, seen, settings, noise, **options):
 
 
 def drawn_by(denoiser, coder, settings, subjects):
-    scheduler = FlowMatch(PlannedScheduler(name="flowmatch", timesteps="sigmoid"), Qwen.flow_shift)
-    return Painter(Qwen(), settings, denoiser, coder, scheduler, subjects).draw(0, CPU, torch.float32)
+    scheduler = FlowMatch(
+        PlannedScheduler(name="flowmatch", timesteps="sigmoid"), Qwen.variants["image"].flow_shift, {}
+    )
+    return Painter(Qwen(), Qwen.variants["image"], settings, denoiser, coder, scheduler, subjects).draw(
+        0, CPU, torch.float32
+    )
 
 
 # -- text --------------------------------------------------------------------------------------------------------

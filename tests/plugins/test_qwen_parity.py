@@ -160,8 +160,8 @@ def test_decoding_gives_the_picture_back_the_right_way_round(coder, width, heigh
 # -- noise levels ------------------------------------------------------------------------------------------------
 
 
-def flow_match(timesteps: str, formula: FlowShift = Qwen.flow_shift, **options) -> FlowMatch:
-    return FlowMatch(PlannedScheduler(name="flowmatch", timesteps=timesteps, **options), formula)
+def flow_match(timesteps: str, formula: FlowShift | None = Qwen.variants["image"].flow_shift, **options) -> FlowMatch:
+    return FlowMatch(PlannedScheduler(name="flowmatch", timesteps=timesteps, **options), formula, {})
 
 
 @pytest.mark.parametrize("tokens", [16, 60, 256, 4096, 6032, 6889])
@@ -179,7 +179,7 @@ def test_the_toy_has_the_familys_shift(toy):
     config = json.loads((toy / "scheduler" / "scheduler_config.json").read_text())
     assert config["use_dynamic_shifting"]
     assert config["time_shift_type"] == "exponential"
-    assert Qwen.flow_shift == FlowShift(
+    assert Qwen.variants["image"].flow_shift == FlowShift(
         base_tokens=config["base_image_seq_len"],
         base_shift=config["base_shift"],
         max_tokens=config["max_image_seq_len"],
@@ -214,7 +214,7 @@ def painter_for(plan, denoiser, coder, encoder) -> Painter:
     sampling = plan.settings.sampling
     negative = texts_of(encoder, " ")
     subjects = [Subject(texts_of(encoder, prompt), negative) for prompt in sampling.prompts]
-    return Painter(Qwen(), sampling, denoiser, coder, flow_match("sigmoid"), subjects)
+    return Painter(Qwen(), Qwen.variants["image"], sampling, denoiser, coder, flow_match("sigmoid"), subjects)
 
 
 def pipeline_draws(pipeline, noise, sampling, **options):
@@ -345,7 +345,7 @@ def test_a_saved_lora_draws_the_same_in_the_pipeline(
     adapter.flat.data.normal_(std=0.08, generator=torch.Generator().manual_seed(2))
     ours = painter_for(plan, denoiser, coder, encoder).draw(0, CPU, torch.float32)
 
-    write_atomically(tmp_path / "x.safetensors", lora_file.encode(plan, Qwen(), denoiser, adapter, Dataset(), 1))
+    write_atomically(tmp_path / "x.safetensors", lora_file.encode(plan, Qwen(), adapter, Dataset(), 1))
     fresh_pipeline.load_lora_weights(str(tmp_path), weight_name="x.safetensors")
     noise = noise_for(plan.settings.sampling, coder)
     theirs = pipeline_draws(fresh_pipeline, noise, plan.settings.sampling)[0]

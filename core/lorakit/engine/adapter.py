@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +42,22 @@ class LoraLinear(nn.Module):
 
 
 class Adapter:
-    """Every LoraLinear of a denoiser, by the name of the layer it stands on.
+    """Every LoraLinear, by the name of the layer it stands on, which begins with its component's.
 
-    `flat` holds all weights and `flat.grad` all gradients; the layers' parameters are views of them. `strength`
+    `flat` holds all weights and `flat.grad` all gradients; the layers' parameters are views of them, and so are
+    `parts`, which learn at rates of their own. `hosts` are the models that it stands on, by component. `strength`
     multiplies the effect and is 1 in training.
     """
 
-    def __init__(self, layers: Mapping[str, LoraLinear], flat: nn.Parameter, settings: PlannedLora) -> None:
-        self.layers, self.flat = layers, flat
+    def __init__(
+        self,
+        layers: Mapping[str, LoraLinear],
+        flat: nn.Parameter,
+        parts: Sequence[Part],
+        hosts: Mapping[str, nn.Module],
+        settings: PlannedLora,
+    ) -> None:
+        self.layers, self.flat, self.parts, self.hosts = layers, flat, parts, hosts
         self.rank, self.scale, self.dropout = settings.rank, settings.alpha / settings.rank, settings.dropout
         self.strength = 1.0
 
@@ -56,6 +66,11 @@ class Adapter:
         """The flat gradient."""
         assert self.flat.grad is not None
         return self.flat.grad
+
+    def train(self) -> None:
+        """Put everything that the adapter stands on in its training mode."""
+        for module in self.hosts.values():
+            module.train()
 
     def pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(layer name, A, B with the scale folded in), in fp32 on the CPU."""
@@ -77,48 +92,87 @@ class Adapter:
                 self.flat.data.copy_(own)
 
 
-def attach(denoiser: Denoiser, settings: PlannedLora, seed: int, device: torch.device) -> Adapter:
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A model that an adapter stands on: its sub-folder's name, where layers may be, and which are meant.
+
+    Its part of the adapter learns at `share` times the planned rate.
+    """
+
+    component: str
+    module: nn.Module
+    blocks: Sequence[nn.Module]
+    targets: Sequence[str]
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The weights of one host or several that learn at the same rate: a view of the flat buffer, with its gradient."""
+
+    weights: nn.Parameter
+    share: float
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """As optimizers take it."""
+        return {"params": [self.weights], "share": self.share}
+
+
+def attach(
+    denoiser: Denoiser, settings: PlannedLora, seed: int, device: torch.device, also: Sequence[Host] = ()
+) -> Adapter:
     """Put an adapter on every layer, inside the blocks, whose name is or ends with one of the targets.
 
-    A starts as peft starts it, uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5), from the seed; B starts at 0, so
-    that an untrained adapter changes nothing. Everything but the adapter is frozen.
+    `also` are hosts beside the denoiser. A starts as peft starts it, uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5),
+    from the seed; B starts at 0, so that an untrained adapter changes nothing. Everything but the adapter is frozen.
     """
-    denoiser.module.requires_grad_(False)
-    places = list(_places(denoiser, settings.targets))
-    flat, gradient = _buffers(places, settings.rank, device)
+    hosts = [Host(denoiser.component, denoiser.module, denoiser.blocks, settings.targets), *also]
+    for host in hosts:
+        host.module.requires_grad_(False)
+    places = [(host, list(_places(host))) for host in hosts]
+    size = sum(settings.rank * sum(_width(base)) for _, found in places for *_, base in found)
+    flat = nn.Parameter(torch.zeros(size, device=device))
+    flat.grad = torch.zeros(size, device=device)
     draws = torch.Generator().manual_seed(seed)
     layers: dict[str, LoraLinear] = {}
-    adapter = Adapter(layers, flat, settings)
+    parts: list[Part] = []
+    adapter = Adapter(layers, flat, parts, {host.component: host.module for host in hosts}, settings)
     offset = 0
-    for name, parent, child, base in places:
-        inputs, outputs = _width(base)
-        start = torch.empty(settings.rank, inputs).uniform_(-1, 1, generator=draws) / math.sqrt(inputs)
-        lora_a, offset = _view(flat, gradient, offset, (settings.rank, inputs))
-        lora_b, offset = _view(flat, gradient, offset, (outputs, settings.rank))
-        lora_a.data.copy_(start)
-        layers[name] = LoraLinear(base, lora_a, lora_b, adapter)
-        setattr(parent, child, layers[name])
+    for host, found in places:
+        first = offset
+        for name, parent, child, base in found:
+            inputs, outputs = _width(base)
+            start = torch.empty(settings.rank, inputs).uniform_(-1, 1, generator=draws) / math.sqrt(inputs)
+            lora_a, offset = _view(flat, offset, (settings.rank, inputs))
+            lora_b, offset = _view(flat, offset, (outputs, settings.rank))
+            lora_a.data.copy_(start)
+            layers[name] = LoraLinear(base, lora_a, lora_b, adapter)
+            setattr(parent, child, layers[name])
+        whole = offset - first == size
+        parts.append(Part(flat if whole else _view(flat, first, (offset - first,))[0], host.share))
     return adapter
 
 
-def _places(denoiser: Denoiser, targets: Sequence[str]) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
-    names = {id(module): name for name, module in denoiser.module.named_modules()}
-    unused = set(targets)
+def _places(host: Host) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """(name with its component, parent, name there, layer) of every layer that the host's targets mean."""
+    names = {id(module): name for name, module in host.module.named_modules()}
+    unused = set(host.targets)
     found = []
-    for block in denoiser.blocks:
-        prefix = names[id(block)]
+    for block in host.blocks:
+        prefix = ".".join(filter(None, (host.component, names[id(block)])))
         for inner, module in block.named_modules():
-            hits = {target for target in targets if inner == target or inner.endswith(f".{target}")}
+            hits = {target for target in host.targets if inner == target or inner.endswith(f".{target}")}
             if hits and hasattr(module, "in_features"):
                 unused -= hits
                 parent, _, child = inner.rpartition(".")
                 found.append((f"{prefix}.{inner}", block.get_submodule(parent), child, module))
     if unused:
-        linear = sorted({name for name, module in denoiser.blocks[0].named_modules() if hasattr(module, "in_features")})
+        linear = {name for block in host.blocks for name, one in block.named_modules() if hasattr(one, "in_features")}
         raise ModelError(
             f"no linear layer of the model is called {', '.join(sorted(unused))}",
             where="lora.targets",
-            fix=f"Layers of a block are {', '.join(linear)}.",
+            fix=f"Layers of its blocks are {', '.join(sorted(linear))}.",
         )
     yield from found
 
@@ -127,18 +181,10 @@ def _width(linear: nn.Module) -> tuple[int, int]:
     return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
 
 
-def _buffers(
-    places: Sequence[tuple[str, nn.Module, str, nn.Module]], rank: int, device: torch.device
-) -> tuple[nn.Parameter, Tensor]:
-    size = sum(rank * sum(_width(base)) for *_, base in places)
-    flat = nn.Parameter(torch.zeros(size, device=device))
-    flat.grad = torch.zeros(size, device=device)
-    return flat, flat.grad
-
-
-def _view(flat: nn.Parameter, gradient: Tensor, offset: int, shape: tuple[int, int]) -> tuple[nn.Parameter, int]:
+def _view(flat: nn.Parameter, offset: int, shape: tuple[int, ...]) -> tuple[nn.Parameter, int]:
     """A leaf parameter that shares the flat buffer's storage, as its gradient shares the flat gradient's."""
-    end = offset + shape[0] * shape[1]
+    assert flat.grad is not None
+    end = offset + math.prod(shape)
     part = nn.Parameter(flat.data[offset:end].view(shape))
-    part.grad = gradient[offset:end].view(shape)
+    part.grad = flat.grad[offset:end].view(shape)
     return part, end

@@ -13,26 +13,13 @@ from torch import Tensor
 from lorakit.dataset import Dataset, Framed, Reference
 from lorakit.engine import memory, pixels
 from lorakit.engine.cache import Cache
-from lorakit.engine.parts import ImageCoder, Text, TextEncoder
+from lorakit.engine.parts import Conditions, ImageCoder, Text, TextEncoder, Words
 from lorakit.engine.phases import Context, Work, phase
 from lorakit.errors import DataError
 from lorakit.plan import Plan
 
 TEXTS_AT_ONCE = 16
 PICTURES_AHEAD = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A caption, and the references that the text encoder sees with it."""
-
-    caption: str
-    references: tuple[Reference, ...] = ()
-
-    @staticmethod
-    def about(caption: str, references: tuple[Reference, ...]) -> Words:
-        """The words for a sample; references count only where the family's text encoder sees them."""
-        return Words(caption, references if all(one.text_shape for one in references) else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +90,42 @@ def cache_text(context: Context, dataset: Dataset, scenes: Sequence[Scene]) -> W
 def _encode_text(context: Context, store: TextStore, missing: Sequence[Words]) -> Iterator[str]:
     if not missing:
         return
-    encoder = context.family.text_encoder(context.plan, context.source)
-    encoder.module.requires_grad_(False).eval().to(context.device)
+    encoder = load_encoder(context)
     plain = [one for one in missing if not one.references]
     groups = [plain[start : start + TEXTS_AT_ONCE] for start in range(0, len(plain), TEXTS_AT_ONCE)]
     for group in [*groups, *([one] for one in missing if one.references)]:
         context.check()
-        for one, text in zip(group, _encoded(encoder, group), strict=True):
+        with torch.no_grad():
+            texts = _encoded(encoder, group)
+        for one, text in zip(group, texts, strict=True):
             context.cache.store(store.key(one), text.tensors())
             yield one.caption
     del encoder
     memory.release()
 
 
-@torch.no_grad()
+def load_encoder(context: Context) -> TextEncoder:
+    """The text encoder, frozen and on its device."""
+    encoder = context.family.text_encoder(context.plan, context.source)
+    encoder.module.requires_grad_(False).eval().to(context.device)
+    return encoder
+
+
 def _encoded(encoder: TextEncoder, group: Sequence[Words]) -> list[Text]:
     """The texts of a group that sees the same references."""
     seen = [pixels.resized(one.path, one.size, one.text_shape) for one in group[0].references if one.text_shape]
     return encoder.encode([one.caption for one in group], seen)
+
+
+def live(encoder: TextEncoder) -> Conditions:
+    """The conditioning of a batch of Words, encoded when it is asked for, with gradients where they are wanted."""
+
+    def conditions(batch: Sequence[Words]) -> Text:
+        if any(one.references for one in batch):
+            return Text.collate([text for one in batch for text in _encoded(encoder, [one])])
+        return Text.collate(_encoded(encoder, batch))
+
+    return conditions
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from lorakit.dataset import Dataset
 from lorakit.engine import memory
-from lorakit.engine.caching import Scene, Words, cache_text
+from lorakit.engine.caching import Scene, cache_text
 from lorakit.engine.draws import draw
 from lorakit.engine.loop import Item
 from lorakit.engine.material import gather
-from lorakit.engine.parts import Text
+from lorakit.engine.parts import Batch, Conditions, Text, Words
 from lorakit.engine.phases import Context, Work
 from lorakit.engine.schedulers import Scheduler
 
@@ -41,39 +41,42 @@ COARSE, DISCS = 8, 3  # the noise that a neutral picture is made of is on a grid
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One input of the denoiser: noisy latents (1, C, H, W), their noise level (1,), text and references."""
+    """One input of the denoiser: noisy latents (1, C, H, W), their noise level (1,), and what else it is told."""
 
     noisy: Tensor
     t: Tensor
-    text: Text
-    references: tuple[Tensor, ...] = ()
+    about: Batch
 
 
 def inputs(context: Context, scheduler: Scheduler, count: int) -> Work[list[Shown]]:
     """`count` inputs at noise levels of training and of previews in turn; on the CPU, in the model's number format."""
-    items = yield from (_own(context, count) if context.plan.settings.data else _neutral(context, count))
-    patch, seed, dtype = context.family.patch, context.plan.settings.seed, context.source.dtype
+    found = yield from (_own(context, count) if context.plan.settings.data else _neutral(context, count))
+    items, conditions = found
+    patch, settings, dtype = context.family.patch, context.plan.settings, context.source.dtype
     shown = []
     for number, item in enumerate(items):
         latents = item.latents
         tokens = latents.shape[-1] * latents.shape[-2] // patch**2
-        chance = draw(seed, number, tuple(latents.shape))
+        chance = draw(settings.seed, number, tuple(latents.shape))
         even = torch.tensor([(number + 0.5) / count])  # spread evenly, which few random numbers are not
-        walk = scheduler.levels(count, tokens)[number : number + 1]
+        walk = scheduler.sampler(count, tokens).times[number : number + 1]
         t = walk if number % 2 else scheduler.level(even, tokens)
         noisy = scheduler.mix(latents[None].float(), chance.noise[None], t)
-        seen = tuple(one[None].to(dtype) for one in item.references)
-        shown.append(Shown(noisy.to(dtype), t, item.text.to(torch.device("cpu"), dtype), seen))
+        with torch.no_grad():
+            text = conditions([item.text])
+        references = tuple(one[None] for one in item.references)
+        about = Batch(text, references, torch.tensor([item.sizes]), settings.train.guidance)
+        shown.append(Shown(noisy.to(dtype), t, about.to(torch.device("cpu"), dtype)))
     return shown
 
 
-def _own(context: Context, count: int) -> Work[list[Item]]:
+def _own(context: Context, count: int) -> Work[tuple[list[Item], Conditions]]:
     """The user's pictures with their captions and references, from the first to the last and over again."""
     material = yield from gather(context)
-    return [material.item(number % len(material.dataset.samples)) for number in range(count)]
+    return [material.item(number % len(material.dataset.samples)) for number in range(count)], material.conditions
 
 
-def _neutral(context: Context, count: int) -> Work[list[Item]]:
+def _neutral(context: Context, count: int) -> Work[tuple[list[Item], Conditions]]:
     """Neutral captions, with simple pictures: noise alone is not what latents look like, and teaches less."""
     sampling, seed = context.plan.settings.sampling, context.plan.settings.seed
     texts = yield from cache_text(context, Dataset(), [Scene(caption) for caption in NEUTRAL])
@@ -87,7 +90,9 @@ def _neutral(context: Context, count: int) -> Work[list[Item]]:
             clean.append(coder.encode(picture[None].to(context.device))[0].cpu())
     del coder
     memory.release()
-    return [Item(one, texts[Words(NEUTRAL[number % len(NEUTRAL)])]) for number, one in enumerate(clean)]
+    said = [texts[Words(NEUTRAL[number % len(NEUTRAL)])] for number in range(count)]
+    sizes = (sampling.height, sampling.width, 0, 0, sampling.height, sampling.width)
+    return [Item(one, text, sizes=sizes) for one, text in zip(clean, said, strict=True)], Text.collate
 
 
 def _picture(noise: Tensor, height: int, width: int) -> Tensor:

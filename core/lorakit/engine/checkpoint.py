@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class State:
     update: int
     adapter: Tensor
     average: Tensor | None
-    optimizer: Mapping[str, Any]
+    optimizer: Sequence[Mapping[str, Any]]
+    """The optimizer's state of each of the adapter's parts."""
 
 
 def folder_of(run: Path, update: int) -> Path:
@@ -51,12 +52,11 @@ def save(run: Path, state: State, lora_name: str, lora: bytes) -> Path:
     tensors = {"adapter": state.adapter}
     if state.average is not None:
         tensors["average"] = state.average
-    scalars: dict[str, Any] = {}
-    for name, value in state.optimizer.items():
-        if isinstance(value, Tensor):
-            tensors[f"optimizer.{name}"] = value
-        else:
-            scalars[name] = value
+    scalars: list[dict[str, Any]] = []
+    for number, part in enumerate(state.optimizer):
+        named = {name: value for name, value in part.items() if isinstance(value, Tensor)}
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in named.items()}
+        scalars.append({name: value for name, value in part.items() if name not in named})
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {"update": state.update, "optimizer": scalars}
     shutil.rmtree(aside, ignore_errors=True)
@@ -75,16 +75,18 @@ def load(run: Path, update: int, device: torch.device) -> State:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         tensors = safetensors.torch.load_file(folder / STATE, device=str(device))
-        optimizer: dict[str, Any] = dict(facts["optimizer"])
+        optimizer: list[dict[str, Any]] = [dict(part) for part in facts["optimizer"]]
         update, adapter = int(facts["update"]), tensors.pop("adapter")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        average = tensors.pop("average", None)
+        for full, tensor in tensors.items():
+            _, number, name = full.split(".", 2)
+            optimizer[int(number)][name] = tensor
+    except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
         raise RunError(
             f"the checkpoint {folder} cannot be read",
             why=f"{type(error).__name__}: {error}",
             fix="Remove it; the run then goes on from the one before.",
         ) from error
-    average = tensors.pop("average", None)
-    optimizer.update({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()})
     return State(update, adapter, average, optimizer)
 
 

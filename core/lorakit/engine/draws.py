@@ -17,11 +17,15 @@ NEAR = 1e-6  # keeps uniform numbers off 0 and 1, where inverse distributions ar
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One pass's chance: noise (C, H, W), a number in (0, 1) for its level, and one for dropping its caption."""
+    """One pass's chance: noise (C, H, W), a number in (0, 1) for its level, and one for dropping its caption.
+
+    `offset` (C, 1, 1) is noise common to each channel.
+    """
 
     noise: Tensor
     level: Tensor
     drop: float
+    offset: Tensor
 
 
 def seed_of(what: str, seed: int, number: int) -> int:
@@ -34,4 +38,5 @@ def draw(seed: int, number: int, shape: tuple[int, ...]) -> Draw:
     """The draws of pass `number`, made on the CPU so that they are the same on every device."""
     generator = torch.Generator().manual_seed(seed_of("pass", seed, number))
     level, drop = torch.rand(2, generator=generator).clamp(NEAR, 1 - NEAR)
-    return Draw(torch.randn(shape, generator=generator), level, float(drop))
+    noise = torch.randn(shape, generator=generator)
+    return Draw(noise, level, float(drop), torch.randn((*shape[:1], 1, 1), generator=generator))

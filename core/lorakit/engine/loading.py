@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import nn
 
 from lorakit.engine import correction, memory
-from lorakit.engine.adapter import Adapter, attach
+from lorakit.engine.adapter import Adapter, Host, attach
 from lorakit.engine.correction import Recovery, correct
 from lorakit.engine.loop import recompute
-from lorakit.engine.parts import Denoiser
+from lorakit.engine.parts import Denoiser, TextEncoder
 from lorakit.engine.phases import Context, Work, phase
 from lorakit.engine.quantized_cache import QuantizedCache
 from lorakit.engine.quantizers import NOTHING, Quantizer, Spared, describe, held, quantize, spared_by
@@ -24,8 +24,11 @@ from lorakit.events import Event, Warned
 from lorakit.plan import Plan
 
 
-def load_model(context: Context) -> Work[tuple[Denoiser, Adapter]]:
-    """The denoiser on its device, quantized as planned, with its adapter, and every promise checked."""
+def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[tuple[Denoiser, Adapter]]:
+    """The denoiser on its device, quantized as planned, with its adapter, and every promise checked.
+
+    The adapter also stands on those parts of a text `encoder` that the plan trains.
+    """
     settings = context.plan.settings
     plain = settings.quantization.name == "none"
     denoisers: list[Denoiser] = []
@@ -53,11 +56,20 @@ def load_model(context: Context) -> Work[tuple[Denoiser, Adapter]]:
     if not loaders and not plain:
         yield from _quantize_loaded(context, denoiser)
     denoiser.module.to(context.device)
-    adapter = attach(denoiser, settings.lora, settings.seed, context.device)
+    hosts = text_hosts(context, encoder) if encoder and settings.text_encoder.train else ()
+    adapter = attach(denoiser, settings.lora, settings.seed, context.device, hosts)
     if settings.train.gradient_checkpointing:
         recompute(denoiser.blocks, keeps_random_state=settings.lora.dropout > 0)
     check_facts(context.plan, denoiser, adapter, *holders(context))
     return denoiser, adapter
+
+
+def text_hosts(context: Context, encoder: TextEncoder) -> tuple[Host, ...]:
+    """The text encoders that are trained, with the share of the learning rate that theirs is."""
+    settings, family = context.plan.settings, context.family
+    share = (settings.text_encoder.learning_rate or 0.0) / settings.optimizer.learning_rate
+    parts = ((name, encoder.module.get_submodule(name)) for name in family.trainable_text)
+    return tuple(Host(name, part, (part,), family.text_targets, share) for name, part in parts)
 
 
 def holders(context: Context) -> tuple[Quantizer, Spared]:

@@ -18,7 +18,7 @@ from lorakit.engine.adapter import Adapter
 from lorakit.engine.checkpoint import State
 from lorakit.engine.draws import draw, seed_of
 from lorakit.engine.optimizers import learning_rate
-from lorakit.engine.parts import Batch, Denoiser, Text
+from lorakit.engine.parts import Batch, Conditions, Denoiser, Said, Text
 from lorakit.engine.schedulers import Scheduler
 from lorakit.errors import RunError, TrainingError
 from lorakit.order import Turn
@@ -27,12 +27,16 @@ from lorakit.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What a sample is taught with: latents (C, H, W), text, the text of its empty caption, references (C, h, w)."""
+    """What a sample is taught with: latents (C, H, W), text, the text of its empty caption, references (C, h, w).
+
+    `sizes` are those of `Batch.sizes`.
+    """
 
     latents: Tensor
-    text: Text
-    empty: Text | None = None
+    text: Said
+    empty: Said | None = None
     references: tuple[Tensor, ...] = ()
+    sizes: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
 
 
 Samples = Callable[[int], Item]
@@ -60,6 +64,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         patch: int,
         dtype: torch.dtype,
+        conditions: Conditions = Text.collate,
     ) -> None:
         self.plan, self.denoiser, self.adapter = plan, denoiser, adapter
         self.scheduler, self.optimizer = scheduler, optimizer
@@ -68,11 +73,12 @@ class Trainer:
         self.updates = 0
         self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
         self._patch, self._dtype, self._device = patch, dtype, adapter.flat.device
+        self._conditions = conditions
 
     def update(self, turns: Sequence[Turn], samples: Samples) -> Step:
         """One update over `turns`, each picture's loss counting the same however they are batched."""
         pictures = sum(len(turn.samples) for turn in turns)
-        self.denoiser.module.train()
+        self.adapter.train()
         self.adapter.grad.zero_()
         losses = torch.zeros((), device=self._device)
         for turn in turns:
@@ -87,7 +93,7 @@ class Trainer:
             self.adapter.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         rate = learning_rate(self.plan.settings.optimizer, self.updates + 1, self.plan.settings.train.updates)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.stepping = True
         self.optimizer.step()
         self.updates += 1
@@ -108,15 +114,19 @@ class Trainer:
             for chance, item in zip(draws, found, strict=True)
         ]
         clean = torch.stack([item.latents for item in found]).float()
-        noise = torch.stack([chance.noise for chance in draws])
+        noise = self.scheduler.noise(
+            torch.stack([chance.noise for chance in draws]), torch.stack([chance.offset for chance in draws])
+        )
         tokens = clean.shape[-1] * clean.shape[-2] // self._patch**2
         t = self.scheduler.level(torch.stack([chance.level for chance in draws]), tokens)
         clean, noise, t = (tensor.to(self._device) for tensor in (clean, noise, t))
-        text = Text.collate(texts).to(self._device, self._dtype)
+        text = self._conditions(texts).to(self._device, self._dtype)
         noisy = self.scheduler.mix(clean, noise, t).to(self._dtype)
         seen = zip(*(item.references for item in found), strict=True)
         references = tuple(torch.stack(some).to(self._device, self._dtype) for some in seen)
-        answer = self.denoiser.predict(noisy, t, Batch(text, references))
+        sizes = torch.tensor([item.sizes for item in found], device=self._device)
+        about = Batch(text, references, sizes, self.plan.settings.train.guidance)
+        answer = self.denoiser.predict(noisy, t, about)
         error = (answer.float() - self.scheduler.target(clean, noise, t)) ** 2
         return error.flatten(1).mean(1) * self.scheduler.weight(t)
 
@@ -133,8 +143,8 @@ class Trainer:
 
     def state(self) -> State:
         """Everything that training goes on from."""
-        held = self.optimizer.state.get(self.adapter.flat, {})
-        return State(self.updates, self.adapter.flat.detach(), self.average, dict(held))
+        held = [dict(self.optimizer.state.get(part.weights, {})) for part in self.adapter.parts]
+        return State(self.updates, self.adapter.flat.detach(), self.average, held)
 
     def restore(self, state: State) -> None:
         """Go on from `state`."""
@@ -147,8 +157,9 @@ class Trainer:
         self.adapter.flat.data.copy_(state.adapter)
         if self.average is not None and state.average is not None:
             self.average.copy_(state.average)
-        if state.optimizer:
-            self.optimizer.state[self.adapter.flat] = dict(state.optimizer)
+        for part, held in zip(self.adapter.parts, state.optimizer, strict=True):
+            if held:
+                self.optimizer.state[part.weights] = dict(held)
 
     def _follow(self) -> None:
         """Let the running average follow the weights; it starts short and lengthens to the planned decay."""

@@ -1,8 +1,4 @@
-"""The exported file: one layout that loads in diffusers and in ComfyUI, and metadata that other tools read.
-
-`<component>.<layer>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank), alpha / rank folded into B and no alpha
-tensor, because with an alpha the same file fails in one consumer or is scaled twice in another.
-"""
+"""The exported file: tensors in a layout that diffusers and ComfyUI load, and metadata that other tools read."""
 
 from __future__ import annotations
 
@@ -14,12 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import safetensors.torch
-import torch
-from torch import Tensor
 
 from lorakit.dataset import Dataset
+from lorakit.engine import layouts
 from lorakit.engine.adapter import Adapter
-from lorakit.engine.parts import Denoiser
 from lorakit.engine.source import DTYPES
 from lorakit.family import Family
 from lorakit.plan import Plan
@@ -31,18 +25,9 @@ PLACES: Any = {"output": True, "data": {"__all__": {"folder", "list", "reference
 """Settings that are paths of one machine, and nobody else's business."""
 
 
-def tensors(adapter: Adapter, component: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The file's tensors; the scale is folded in fp32 and everything cast once."""
-    found: dict[str, Tensor] = {}
-    for name, lora_a, lora_b in adapter.pairs():
-        found[f"{component}.{name}.lora_A.weight"] = lora_a.to(dtype)
-        found[f"{component}.{name}.lora_B.weight"] = lora_b.to(dtype)
-    return found
-
-
-def encode(plan: Plan, family: Family, denoiser: Denoiser, adapter: Adapter, dataset: Dataset, update: int) -> bytes:
+def encode(plan: Plan, family: Family, adapter: Adapter, dataset: Dataset, update: int) -> bytes:
     """The whole file, header and all."""
-    held = tensors(adapter, denoiser.component, DTYPES[plan.settings.save.dtype])
+    held = layouts.tensors(adapter, family, DTYPES[plan.settings.save.dtype])
     body = safetensors.torch.save(held)
     about = metadata(plan, family, dataset, update)
     if about:

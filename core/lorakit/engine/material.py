@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lorakit.dataset import Dataset, Reference, index, previewed
-from lorakit.engine.caching import LatentStore, Scene, TextStore, Words, cache_images, cache_text
+from lorakit.engine.caching import LatentStore, Scene, TextStore, cache_images, cache_text, live, load_encoder
 from lorakit.engine.loop import Item
-from lorakit.engine.parts import ImageCoder, Text
-from lorakit.engine.phases import Context, Work
+from lorakit.engine.parts import Conditions, ImageCoder, Said, Text, TextEncoder, Words
+from lorakit.engine.phases import Context, Work, phase
 from lorakit.engine.preview import Subject
 from lorakit.errors import RunError
 from lorakit.events import PhaseFinished, PhaseStarted
@@ -22,15 +22,24 @@ TEXTS_KEPT = 256  # texts held in memory between the passes that need them
 
 @dataclass
 class Material:
-    """Everything that training and previews are given, encoded; `coder` is None where nothing is drawn."""
+    """Everything that training and previews are given, encoded; `coder` is None where nothing is drawn.
+
+    Texts come from the cache, or from an `encoder` that is kept and encodes them whenever they are needed.
+    """
 
     context: Context
     dataset: Dataset
     scenes: Sequence[Scene]
-    texts: TextStore
+    texts: TextStore | None
     latents: LatentStore
     coder: ImageCoder | None
+    encoder: TextEncoder | None = None
     _kept: dict[Words, Text] = field(default_factory=dict)
+
+    @property
+    def conditions(self) -> Conditions:
+        """How what was said of samples and scenes becomes the conditioning of a batch."""
+        return live(self.encoder) if self.encoder else Text.collate
 
     def item(self, number: int) -> Item:
         """Sample `number` as it is taught."""
@@ -41,6 +50,7 @@ class Material:
             self._text(sample.caption, sample.references),
             self._text("", sample.references) if dropout else None,
             tuple(self.latents[one.framed] for one in sample.references),
+            sample.framed.sizes,
         )
 
     def subjects(self) -> list[Subject]:
@@ -55,8 +65,10 @@ class Material:
             for scene in self.scenes
         ]
 
-    def _text(self, caption: str, references: tuple[Reference, ...]) -> Text:
+    def _text(self, caption: str, references: tuple[Reference, ...]) -> Said:
         words = Words.about(caption, references)
+        if self.texts is None:
+            return words
         if words not in self._kept:
             if len(self._kept) >= TEXTS_KEPT:
                 self._kept.clear()
@@ -68,10 +80,26 @@ def gather(context: Context) -> Work[Material]:
     """The material of a run, in the phases index, cache text and cache images."""
     dataset = yield from _index(context)
     scenes = _scenes(context)
-    texts = yield from cache_text(context, dataset, scenes)
+    texts, encoder = None, None
+    if context.plan.settings.text_encoder.cache:
+        texts = yield from cache_text(context, dataset, scenes)
     latents, coder = yield from cache_images(context, dataset, scenes)
     context.cache.files.save()
-    return Material(context, dataset, scenes, texts, latents, coder)
+    if texts is None:
+        encoder = yield from _kept_encoder(context)
+    return Material(context, dataset, scenes, texts, latents, coder, encoder)
+
+
+def _kept_encoder(context: Context) -> Work[TextEncoder]:
+    """The text encoder, which stays for the whole run."""
+    found: list[TextEncoder] = []
+
+    def load() -> Iterator[str]:
+        found.append(load_encoder(context))
+        yield "text encoder"
+
+    yield from phase("load", 1, load(), lambda: "the text encoder, which encodes every pass")
+    return found[0]
 
 
 def _index(context: Context) -> Work[Dataset]:

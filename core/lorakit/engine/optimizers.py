@@ -1,19 +1,23 @@
-"""Optimizers over the adapter's one flat parameter, and the course of the learning rate."""
+"""Optimizers over the adapter's flat parameters, and the course of the learning rate.
+
+An optimizer is made from groups as torch takes them, one for each part of the adapter that learns at a rate of its own.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
 
 from lorakit.settings import Optimizer
 
 
-def adamw(parameter: nn.Parameter, settings: Optimizer) -> torch.optim.Optimizer:
+def adamw(groups: Sequence[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
     """AdamW, fused into one kernel."""
     return torch.optim.AdamW(
-        [parameter],
+        list(groups),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
@@ -22,13 +26,13 @@ def adamw(parameter: nn.Parameter, settings: Optimizer) -> torch.optim.Optimizer
     )
 
 
-def adamw8bit(parameter: nn.Parameter, settings: Optimizer) -> torch.optim.Optimizer:
+def adamw8bit(groups: Sequence[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
     """AdamW whose two moments are 8-bit, in blocks of 256; the flat parameter is far over the size below which
     bitsandbytes would keep them in 32 bits."""
     from bitsandbytes.optim import AdamW8bit
 
     made: torch.optim.Optimizer = AdamW8bit(
-        [parameter],
+        list(groups),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lorakit.dataset import Reference
 from lorakit.engine.weights import hollow
 from lorakit.errors import ModelError
 
@@ -62,15 +63,44 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """A caption, and the references that the text encoder sees with it."""
+
+    caption: str
+    references: tuple[Reference, ...] = ()
+
+    @staticmethod
+    def about(caption: str, references: tuple[Reference, ...]) -> Words:
+        """The words for a sample; references count only where the family's text encoder sees them."""
+        return Words(caption, references if all(one.text_shape for one in references) else ())
+
+
+Said = Text | Words
+"""Text conditioning of one item, or the words that it is made of at every pass."""
+Conditions = Callable[[Sequence[Any]], Text]
+"""What was said of several items, Texts or Words alike, as the conditioning of their batch."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a denoiser is told besides the noisy latents and their noise level.
 
     `references` are the latents of the reference pictures, (B, C, h, w) each, the same number of them and of the same
-    shapes for every item.
+    shapes for every item. `sizes` (B, 6) are each picture's original height and width, the top and left of its crop,
+    and its height and width as encoded, in pixels (the size conditioning of SDXL, arXiv 2307.01952, section 2.2).
+    `guidance` is what a model with embedded guidance is told, None for others.
     """
 
     text: Text
     references: tuple[Tensor, ...] = ()
+    sizes: Tensor | None = None
+    guidance: float | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """The same on another device, text and references in another number format."""
+        references = tuple(one.to(device, dtype) for one in self.references)
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return Batch(self.text.to(device, dtype), references, sizes, self.guidance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +139,11 @@ class Source:
 
 
 class TextEncoder(Protocol):
-    """Captions to text conditioning; freed once everything is cached."""
+    """Captions to text conditioning; freed once everything is cached.
+
+    `encode` lets gradients through. Where parts of `module` may be trained, they are its children, called as the
+    sub-folders that they come from.
+    """
 
     module: nn.Module
 
@@ -148,4 +182,9 @@ class Denoiser(Protocol):
         """(B, C, H, W) latents at noise levels t (B,) to the scheduler's target, of the same shape."""
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-        """Two predictions combined as the family's reference pipeline does."""
+        """Two predictions combined as the family's reference pipeline does; not asked where guidance is not true."""
+
+
+def classifier_free(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): from the negative prediction towards the positive one."""
+    return negative + scale * (positive - negative)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -12,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lorakit.engine.adapter import Adapter
-from lorakit.engine.parts import Batch, Denoiser, ImageCoder, Text
+from lorakit.engine.parts import Batch, Conditions, Denoiser, ImageCoder, Said, Text
 from lorakit.engine.pixels import to_image
 from lorakit.engine.schedulers import Scheduler
-from lorakit.family import Family
+from lorakit.family import Family, Variant
 from lorakit.planned import PlannedSampling
 
 
@@ -31,20 +30,20 @@ def denoise(
     denoiser: Denoiser,
     scheduler: Scheduler,
     noise: Tensor,
-    seen: Batch,
-    negative: Batch,
+    about: Batch,
+    negative: Batch | None,
     settings: PlannedSampling,
     tokens: int,
 ) -> Tensor:
-    """From noise (B, C, H, W) to clean latents, with guidance where it is over 1."""
-    levels = scheduler.levels(settings.steps, tokens, settings.shift).to(noise.device)
-    latents = noise
-    for now, then in pairwise(levels):
-        t = now.expand(latents.shape[0])
-        prediction = denoiser.predict(latents, t, seen)
-        if settings.guidance > 1:
-            prediction = denoiser.guide(prediction, denoiser.predict(latents, t, negative), settings.guidance)
-        latents = scheduler.step(latents, prediction, now, then)
+    """From noise (B, C, H, W) to clean latents; with true guidance where there is a negative and it is over 1."""
+    sampler = scheduler.sampler(settings.steps, tokens, settings.shift)
+    latents = sampler.start(noise)
+    for number, now in enumerate(sampler.times.to(noise.device)):
+        t, seen = now.expand(latents.shape[0]), sampler.seen(latents, number)
+        prediction = denoiser.predict(seen, t, about)
+        if negative is not None and settings.guidance > 1:
+            prediction = denoiser.guide(prediction, denoiser.predict(seen, t, negative), settings.guidance)
+        latents = sampler.step(latents, prediction, number)
     return latents
 
 
@@ -52,8 +51,8 @@ def denoise(
 class Subject:
     """What is drawn: the text of its prompt, that of the negative prompt, and the latents of references (C, h, w)."""
 
-    text: Text
-    negative: Text
+    text: Said
+    negative: Said
     references: tuple[Tensor, ...] = ()
 
 
@@ -63,15 +62,17 @@ class Painter:
     def __init__(
         self,
         family: Family,
+        variant: Variant,
         settings: PlannedSampling,
         denoiser: Denoiser,
         coder: ImageCoder,
         scheduler: Scheduler,
         subjects: Sequence[Subject],
+        conditions: Conditions = Text.collate,
     ) -> None:
-        self._family, self._settings = family, settings
+        self._family, self._variant, self._settings = family, variant, settings
         self._denoiser, self._coder, self._scheduler = denoiser, coder, scheduler
-        self._subjects = subjects
+        self._subjects, self._conditions = subjects, conditions
 
     def draw(self, number: int, device: torch.device, dtype: torch.dtype) -> Image.Image:
         """The picture of prompt `number`; training's random state and mode are left as they were."""
@@ -80,17 +81,27 @@ class Painter:
         try:
             noise = noise_for(self._settings, self._coder, number).to(device, dtype)
             tokens = noise.shape[-1] * noise.shape[-2] // self._family.patch**2
-            subject = self._subjects[number]
-            references = tuple(one[None].to(device, dtype) for one in subject.references)
-            seen, negative = (Batch(one.to(device, dtype), references) for one in (subject.text, subject.negative))
-            latents = denoise(self._denoiser, self._scheduler, noise, seen, negative, self._settings, tokens)
-            self._coder.module.to(device)
             with torch.no_grad():
+                about, negative = self._batches(self._subjects[number], device, dtype)
+                latents = denoise(self._denoiser, self._scheduler, noise, about, negative, self._settings, tokens)
+                self._coder.module.to(device)
                 return to_image(self._coder.decode(latents.float())[0])
         finally:
             if device.type != "cpu":
                 self._coder.module.to("cpu")
             self._denoiser.module.train(training)
+
+    def _batches(self, subject: Subject, device: torch.device, dtype: torch.dtype) -> tuple[Batch, Batch | None]:
+        """What the model is told of a subject, and of its negative where guidance is true."""
+        guidance, height, width = self._variant.guidance, self._settings.height, self._settings.width
+        references = tuple(one[None].to(device, dtype) for one in subject.references)
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=device)
+        told = self._settings.guidance if guidance == "embedded" else None
+
+        def batch(said: Said) -> Batch:
+            return Batch(self._conditions([said]).to(device, dtype), references, sizes, told)
+
+        return batch(subject.text), batch(subject.negative) if guidance == "true" else None
 
     def sheet(
         self, adapter: Adapter, strengths: Sequence[float], device: torch.device, dtype: torch.dtype

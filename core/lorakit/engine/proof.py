@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lorakit.engine import layouts
 from lorakit.engine.adapter import Adapter
-from lorakit.engine.parts import Denoiser, Source
+from lorakit.engine.parts import Source
 from lorakit.errors import TrainingError
 from lorakit.family import Family
 from lorakit.plan import Plan
@@ -25,10 +25,6 @@ TWICE = 4_000_000_000
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative error of B A that rounding to the format of the base that reads the file explains."""
-
-# ComfyUI maps `transformer.<layer>` to its own layer where it knows one of that name, and asks for both halves
-# (comfy/lora.py and comfy/weight_adapter/lora.py, read and restated; see docs/files.md).
-COMFYUI = re.compile(r"^transformer\.(?P<layer>.+)\.lora_(?P<half>[AB])\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +50,7 @@ class Proof:
         return self.loaded == self.accepted == self.modules and abs(self.scale - 1) < 5e-3
 
 
-def prove(file: Path, plan: Plan, family: Family, source: Source, denoiser: Denoiser, adapter: Adapter) -> Proof:
+def prove(file: Path, plan: Plan, family: Family, source: Source, adapter: Adapter) -> Proof:
     """Read `file` back and compare with the adapter; TrainingError where an effect differs by more than rounding."""
     try:
         held = safetensors.torch.load_file(file)
@@ -64,32 +60,31 @@ def prove(file: Path, plan: Plan, family: Family, source: Source, denoiser: Deno
         ) from error
     dtype = next(iter(held.values())).dtype  # what was trained, as the file's format can say it
     expected = {name: (lora_a.to(dtype), lora_b.to(dtype)) for name, lora_a, lora_b in adapter.pairs()}
-    fresh = _size(source.folder / denoiser.component) <= TWICE
-    base = fresh_base(plan, family, source, denoiser, fresh)
-    shapes = {name: (layer.in_features, layer.out_features) for name, layer in _linears(base)}
-    found = load_into(base, file, held, plan, family, denoiser.component)
+    bases = {name: fresh_base(type(module), source, name) for name, module in adapter.hosts.items()}
+    fresh = not any(one.is_meta for base in bases.values() for one in base.parameters())
+    shapes = {name: shape for component, base in bases.items() for name, shape in _shapes(component, base)}
+    found = load_into(bases, file, held, plan, family)
     worst, scale, loaded = compare(found, expected, source.dtype if fresh else dtype)
     if worst:
         raise TrainingError(
             f"{file} does not give back what was trained: {worst}", fix="This is a bug of lorakit; please report it."
         )
-    return Proof(loaded, accepted(held, shapes), len(expected), scale, fresh)
+    return Proof(loaded, layouts.accepted(held, family, shapes), len(expected), scale, fresh)
 
 
-def fresh_base(plan: Plan, family: Family, source: Source, denoiser: Denoiser, real: bool) -> nn.Module:
-    """The base model anew: loaded from the folder, or without memory behind it."""
-    kind = type(denoiser.module)
-    if real:
-        module: nn.Module = source.load(kind, denoiser.component)
+def fresh_base(kind: Any, source: Source, component: str) -> nn.Module:
+    """A base model anew: loaded from its folder, or without memory behind it where it is too large for that."""
+    folder = source.folder / component
+    if _size(folder) <= TWICE or not hasattr(kind, "load_config"):
+        module: nn.Module = source.load(kind, component)
         return module
     with torch.device("meta"):
-        config = kind.load_config(source.folder, subfolder=denoiser.component)  # type: ignore[attr-defined]
-        built: nn.Module = kind.from_config(config)  # type: ignore[attr-defined]
+        built: nn.Module = kind.from_config(kind.load_config(folder))
         return built
 
 
 def load_into(
-    base: nn.Module, file: Path, held: Mapping[str, Tensor], plan: Plan, family: Family, component: str
+    bases: Mapping[str, nn.Module], file: Path, held: Mapping[str, Tensor], plan: Plan, family: Family
 ) -> dict[str, tuple[Tensor, Tensor, float]]:
     """(A, B, scale) of every layer that the family's diffusers pipeline loads from `file`, which holds `held`.
 
@@ -98,18 +93,23 @@ def load_into(
     import diffusers
 
     kind: Any = getattr(diffusers, family.variants[plan.settings.variant].pipeline)
-    names = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
-    pipeline = kind(**{name: base if name == component else None for name in names})
+    asked = inspect.signature(kind.__init__).parameters.values()
+    components = [one.name for one in asked if one.name != "self" and (one.name in bases or one.default is one.empty)]
+    pipeline = kind(**{name: bases.get(name) for name in components})
     pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="proof")
     found = {}
-    for name, module in base.named_modules():
-        halves = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
-        if halves[0] is not None and "proof" in halves[0]:
-            scale = float(module.scaling["proof"])
-            lora_a, lora_b = (half["proof"].weight.detach() for half in halves)  # type: ignore[index]
-            if lora_a.is_meta:
-                lora_a, lora_b = (held[f"{component}.{name}.lora_{half}.weight"] for half in "AB")
-            found[name] = (lora_a.cpu(), lora_b.cpu(), scale)
+    for component, base in bases.items():
+        for name, module in base.named_modules():
+            known = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
+            if known[0] is None or "proof" not in known[0]:
+                continue
+            full, scale = f"{component}.{name}", float(module.scaling["proof"])
+            pair: Any = tuple(half["proof"].weight.detach() for half in known)  # type: ignore[index]
+            if pair[0].is_meta:
+                pair = layouts.halves(held, family, layouts.exported(family, full))
+                if pair is None:
+                    continue
+            found[full] = (pair[0].cpu(), pair[1].cpu(), scale)
     return found
 
 
@@ -134,25 +134,11 @@ def compare(
     return "", norms[0] / norms[1] if norms[1] else 1.0, sum(name in expected for name in found)
 
 
-def accepted(held: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> int:
-    """How many layers of the file ComfyUI would patch: known names, both halves, shapes that fit."""
-    halves: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in held.items():
-        match = COMFYUI.match(key)
-        if match and match["layer"] in shapes:
-            halves.setdefault(match["layer"], {})[match["half"]] = tensor
-    return sum(_fits(pair, shapes[name]) for name, pair in halves.items())
-
-
-def _fits(pair: Mapping[str, Tensor], shape: tuple[int, int]) -> bool:
-    if set(pair) != {"A", "B"}:
-        return False
-    inputs, outputs = shape
-    return pair["A"].shape[1] == inputs and pair["B"].shape[0] == outputs and pair["A"].shape[0] == pair["B"].shape[1]
-
-
-def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, child) for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+def _shapes(component: str, base: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(full name, (inputs, outputs)) of every linear layer."""
+    for name, child in base.named_modules():
+        if isinstance(child, nn.Linear):
+            yield f"{component}.{name}", (child.in_features, child.out_features)
 
 
 def _size(folder: Path) -> int:

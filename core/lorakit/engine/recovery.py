@@ -28,7 +28,8 @@ from lorakit.engine.cache import Cache, write_atomically
 from lorakit.engine.correction import BASE, QUANTIZATION, RANK, Corrected, Halves, correct
 from lorakit.engine.fitting import BlockFit, Recipe, answer, watched
 from lorakit.engine.loading import Loader
-from lorakit.engine.parts import Batch, Denoiser
+from lorakit.engine.objective import make_scheduler
+from lorakit.engine.parts import Denoiser
 from lorakit.engine.phases import Context, StopAsked
 from lorakit.engine.quantizers import linears, quantize
 from lorakit.engine.source import cache_folder, locate
@@ -83,9 +84,7 @@ class Making:
 
     def _work(self) -> Iterator[Event]:
         began = time.perf_counter()
-        settings, shelves = self.context.plan.settings, self.context.shelves
-        kind = shelves.schedulers[settings.scheduler.name].resolve()
-        scheduler = kind(settings.scheduler, self.context.family.flow_shift)
+        scheduler = make_scheduler(self.context)
         shown = yield from calibration.inputs(self.context, scheduler, self.recipe.samples)
         denoiser = self.context.family.denoiser(self.context.plan, self.context.source.hollow())
         loader = Loader(self.context, denoiser)
@@ -115,9 +114,9 @@ class Making:
         )
 
     def _pass(self, denoiser: Denoiser, shown: calibration.Shown) -> partial[Tensor]:
-        device, dtype = self.context.device, self.context.source.dtype
-        batch = Batch(shown.text.to(device, dtype), tuple(one.to(device, dtype) for one in shown.references))
-        return partial(denoiser.predict, shown.noisy.to(device), shown.t.to(device), batch)
+        device = self.context.device
+        about = shown.about.to(device, self.context.source.dtype)
+        return partial(denoiser.predict, shown.noisy.to(device), shown.t.to(device), about)
 
     # -- one block -----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from lorakit.engine.cache import Cache, write_atomically
 from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
 from lorakit.engine.material import Material, gather
+from lorakit.engine.objective import make_scheduler
 from lorakit.engine.parts import Denoiser
 from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
@@ -78,7 +79,7 @@ class Run:
     def __init__(self, plan: Plan, shelves: Shelves, control: Control) -> None:
         self.plan, self.shelves, self.control, settings = plan, shelves, control, plan.settings
         self.family = shelves.families.find(settings.family, "the plan")
-        self.scheduler_part = shelves.schedulers.find(settings.scheduler.name, "the plan")
+        shelves.schedulers.find(settings.scheduler.name, "the plan")
         self.optimizer_part = shelves.optimizers.find(settings.optimizer.name, "the plan")
         shelves.quantizers.find(settings.quantization.name, "the plan")
         self.device = memory.device_for(settings.model.device)
@@ -117,19 +118,17 @@ class Run:
         context = Context(self.plan, self.family, self.shelves, self.source, cache, self.device, self.control)
         material = yield from gather(context)
         context.check()
-        denoiser, adapter = yield from load_model(context)
+        denoiser, adapter = yield from load_model(context, material.encoder)
         self.context, self.dataset, self.denoiser, self.adapter = context, material.dataset, denoiser, adapter
-        trainer = self._trainer(denoiser, adapter, start)
+        trainer = self._trainer(denoiser, adapter, material, start)
         painter = self._painter(material)
         yield from self._train(trainer, material, painter)
         yield from self._finish(trainer, painter)
 
-    def _trainer(self, denoiser: Denoiser, adapter: Adapter, start: int) -> Trainer:
-        settings = self.plan.settings
-        scheduler = self.scheduler_part.resolve()(settings.scheduler, self.family.flow_shift)
-        optimizer = self.optimizer_part.resolve()(adapter.flat, settings.optimizer)
-        dtype = self.context.source.dtype
-        trainer = Trainer(self.plan, denoiser, adapter, scheduler, optimizer, self.family.patch, dtype)
+    def _trainer(self, denoiser: Denoiser, adapter: Adapter, material: Material, start: int) -> Trainer:
+        optimizer = self.optimizer_part.resolve()([part.group for part in adapter.parts], self.plan.settings.optimizer)
+        scheduler, patch, dtype = make_scheduler(self.context), self.family.patch, self.context.source.dtype
+        trainer = Trainer(self.plan, denoiser, adapter, scheduler, optimizer, patch, dtype, material.conditions)
         trainer.describe = lambda number: str(self.dataset.samples[number].path)
         if start:
             trainer.restore(checkpoint.load(self.folder, start, self.context.device))
@@ -139,8 +138,17 @@ class Run:
     def _painter(self, material: Material) -> preview.Painter | None:
         if material.coder is None or not self.trainer:
             return None
-        sampling, scheduler = self.plan.settings.sampling, self.trainer.scheduler
-        return preview.Painter(self.family, sampling, self.denoiser, material.coder, scheduler, material.subjects())
+        settings, scheduler = self.plan.settings, self.trainer.scheduler
+        return preview.Painter(
+            self.family,
+            self.family.variants[settings.variant],
+            settings.sampling,
+            self.denoiser,
+            material.coder,
+            scheduler,
+            material.subjects(),
+            material.conditions,
+        )
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -201,9 +209,7 @@ class Run:
     def _file(self) -> bytes:
         assert self.trainer
         with self.adapter.at(1.0, self._average()):
-            return lora_file.encode(
-                self.plan, self.family, self.denoiser, self.adapter, self.dataset, self.trainer.updates
-            )
+            return lora_file.encode(self.plan, self.family, self.adapter, self.dataset, self.trainer.updates)
 
     def _checkpoint(self) -> CheckpointSaved:
         assert self.trainer
@@ -231,7 +237,7 @@ class Run:
             write_atomically(aside, self._file())
             yield path.name
             with self.adapter.at(1.0, self._average()):
-                proofs.append(prove(aside, self.plan, self.family, self.context.source, self.denoiser, self.adapter))
+                proofs.append(prove(aside, self.plan, self.family, self.context.source, self.adapter))
             aside.replace(path)
             aside.parent.rmdir()
             yield str(proofs[-1])
@@ -261,7 +267,7 @@ class Run:
 
     def _raw(self) -> bytes:
         assert self.trainer
-        return lora_file.encode(self.plan, self.family, self.denoiser, self.adapter, self.dataset, self.trainer.updates)
+        return lora_file.encode(self.plan, self.family, self.adapter, self.dataset, self.trainer.updates)
 
 
 def _describe(device: torch.device) -> str:

@@ -1,8 +1,9 @@
-"""Training objectives, with the sampler that belongs to each."""
+"""What a training objective is, with the sampler that belongs to it; and flow matching."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,11 +12,34 @@ from lorakit.family import FlowShift
 from lorakit.planned import PlannedScheduler
 
 
+class Sampler(Protocol):
+    """A walk from noise to a picture, in as many steps as it has `times`."""
+
+    times: Tensor
+    """What the model is told at each step, in the units of training."""
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Standard normal noise (B, C, H, W) as the latents that the walk begins with."""
+
+    def seen(self, latents: Tensor, number: int) -> Tensor:
+        """The latents as the model is shown them at step `number`."""
+
+    def step(self, latents: Tensor, prediction: Tensor, number: int) -> Tensor:
+        """The latents after step `number`."""
+
+
 class Scheduler(Protocol):
-    """A training objective: how noise is mixed in, what the model must predict, and how to walk back."""
+    """A training objective: how noise is mixed in, what the model must predict, and how to walk back.
+
+    Made from the planned settings, the variant's shift (None where it has none) and the model's own
+    scheduler_config.json.
+    """
 
     def level(self, u: Tensor, tokens: int) -> Tensor:
-        """Noise levels for u, uniform in (0, 1), for pictures of `tokens` image tokens."""
+        """Noise levels for u, uniform in (0, 1), for pictures of `tokens` image tokens: what `predict` is told."""
+
+    def noise(self, noise: Tensor, offset: Tensor) -> Tensor:
+        """The noise to mix in, of two standard normal draws: for each number (B, C, H, W) and channel (B, C, 1, 1)."""
 
     def mix(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Latents (B, C, H, W) at noise levels t (B,)."""
@@ -26,17 +50,14 @@ class Scheduler(Protocol):
     def weight(self, t: Tensor) -> Tensor:
         """How much each item's loss counts, (B,)."""
 
-    def levels(self, steps: int, tokens: int, shift: float | None = None) -> Tensor:
-        """The noise levels of a sampling walk, from noise to picture, `steps` + 1 of them."""
-
-    def step(self, latents: Tensor, prediction: Tensor, now: Tensor, then: Tensor) -> Tensor:
-        """Latents at level `now` brought to level `then`."""
+    def sampler(self, steps: int, tokens: int, shift: float | None = None) -> Sampler:
+        """The walk that previews take."""
 
 
 class FlowMatch:
     """Flow matching: x_t = (1 - t) x_0 + t noise, and the model predicts noise - x_0; t is in (0, 1]."""
 
-    def __init__(self, settings: PlannedScheduler, shift: FlowShift | None) -> None:
+    def __init__(self, settings: PlannedScheduler, shift: FlowShift | None, config: Mapping[str, Any]) -> None:
         self._settings, self._shift = settings, shift or FlowShift()
 
     def level(self, u: Tensor, tokens: int) -> Tensor:
@@ -54,9 +75,13 @@ class FlowMatch:
             level = shifted(level, factor)
         return level
 
+    def noise(self, noise: Tensor, offset: Tensor) -> Tensor:
+        """The noise as it is."""
+        return noise
+
     def mix(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """A straight line from picture to noise."""
-        return torch.lerp(clean, noise, _over(t, clean))
+        return torch.lerp(clean, noise, over(t, clean))
 
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The velocity along that line."""
@@ -67,7 +92,8 @@ class FlowMatch:
         return _bell(t) if self._settings.timesteps == "weighted" else torch.ones_like(t)
 
     def levels(self, steps: int, tokens: int, shift: float | None = None) -> Tensor:
-        """Evenly spaced levels, shifted for the picture's size and stretched to the terminal level; then 0.
+        """The noise levels of a walk, `steps` + 1: evenly spaced, shifted for the picture's size and stretched to the
+        terminal level; then 0.
 
         Equal to diffusers' FlowMatchEulerDiscreteScheduler with dynamic exponential shifting, given the pipelines'
         sigmas linspace(1, 1 / steps, steps). A fixed `shift` is not stretched: ComfyUI's ModelSamplingAuraFlow with
@@ -79,9 +105,30 @@ class FlowMatch:
             levels = 1 - (1 - levels) * (1 - self._shift.terminal) / (1 - levels[-1])
         return torch.cat([levels, levels.new_zeros(1)]).float()
 
-    def step(self, latents: Tensor, prediction: Tensor, now: Tensor, then: Tensor) -> Tensor:
-        """One Euler step, in fp32."""
-        return (latents.float() + (then - now) * prediction.float()).to(latents.dtype)
+    def sampler(self, steps: int, tokens: int, shift: float | None = None) -> Sampler:
+        """Euler's method down these levels."""
+        return FlowEuler(self.levels(steps, tokens, shift))
+
+
+class FlowEuler:
+    """Euler's method over the noise levels of flow matching, in fp32."""
+
+    def __init__(self, levels: Tensor) -> None:
+        self._levels, self.times = levels, levels[:-1]
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The noise itself: the walk begins at level 1."""
+        return noise
+
+    def seen(self, latents: Tensor, number: int) -> Tensor:
+        """The latents themselves."""
+        return latents
+
+    def step(self, latents: Tensor, prediction: Tensor, number: int) -> Tensor:
+        """Along the predicted velocity to the next level."""
+        now, then = self._levels[number : number + 2].to(latents.device)
+        moved: Tensor = (latents.float() + (then - now) * prediction.float()).to(latents.dtype)
+        return moved
 
 
 def shifted(level: Tensor, factor: float) -> Tensor:
@@ -102,5 +149,6 @@ def _bell(t: Tensor) -> Tensor:
     return torch.lerp(value[right - 1], value[right], share) / torch.trapezoid(value, at)
 
 
-def _over(t: Tensor, latents: Tensor) -> Tensor:
+def over(t: Tensor, latents: Tensor) -> Tensor:
+    """Numbers (B,) in the shape and format that multiply latents (B, C, H, W)."""
     return t.to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -29,6 +30,22 @@ def locate(plan: Plan, family: Family) -> Source:
         return Source(folder, str(folder), dtype)
     variant = family.variants[plan.settings.variant]
     return Source(_download(name, (*family.components, *variant.components)), name, dtype)
+
+
+def scheduler_config(source: Source) -> dict[str, Any]:
+    """What the model's scheduler_config.json says; nothing where there is none."""
+    file = source.folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is not a table")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the scheduler of {source.name} cannot be read", why=str(error), fix=f"Mend {file}."
+        ) from error
+    return found
 
 
 def cache_folder(plan: Plan) -> Path:
