@@ -116,10 +116,8 @@ def unread(table: dict[str, Any], scheduler: Part, variant: Variant, request: Re
     """Refuse settings that nothing would read: an option that has no effect is not accepted."""
     for name in OPTIONAL:
         if table["scheduler"][name] is not None and name not in scheduler.settings:
-            reads = ", ".join(scheduler.settings) or "none of them"
-            _no_effect(
-                request, f"scheduler.{name}", f"the objective '{scheduler.name}' does not read it; it reads {reads}"
-            )
+            reads = ", ".join(scheduler.settings) or "none of these"
+            _no_effect(request, f"scheduler.{name}", f"'{scheduler.name}' reads {reads}")
     text = table["text_encoder"]
     if text["train"] and text["cache"]:
         raise ConfigError(

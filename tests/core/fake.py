@@ -16,7 +16,14 @@ class Fake(Family):
             resolution=64,
             templates=("plain", "fancy"),
         ),
-        "large": Variant(source="nobody/fake-large", pipeline="FakePipeline", architecture="fake/lora", resolution=128),
+        "large": Variant(
+            source="nobody/fake-large",
+            pipeline="FakePipeline",
+            architecture="fake/lora",
+            resolution=128,
+            guidance="embedded",
+        ),
+        "quick": Variant(source="nobody/quick", pipeline="FakePipeline", architecture="fake/lora", guidance="none"),
     }
     default_variant = "small"
     components = ("transformer", "vae")

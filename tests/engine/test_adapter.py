@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorakit.engine.adapter import attach
+from lorakit.engine.adapter import Host, attach
 from lorakit.errors import ModelError
 from lorakit.order import Turn
 from lorakit.planned import PlannedLora
@@ -187,3 +187,36 @@ def test_training_moves_the_adapter_and_leaves_the_base_to_the_bit(make_plan, ma
     assert (adapter.flat != start).float().mean() > 0.9
     assert all(torch.equal(one, before[name]) for name, one in base.items())
     assert all(one.grad is None for one in base.values())
+
+
+# -- several hosts -----------------------------------------------------------------------------------------------
+
+
+def two_hosts(share: float):
+    """An adapter on the denoiser, and on a second model that learns at `share` of its rate."""
+    other = Small()
+    host = Host("words", other, (other,), ("attn.to_q",), share)
+    denoiser = small()
+    return denoiser, other, attach(denoiser, settings(targets=("attn.to_q",)), 0, CPU, (host,))
+
+
+def test_a_second_host_has_a_part_of_its_own():
+    _, _, adapter = two_hosts(0.5)
+    names = [f"{host}.blocks.{number}.attn.to_q" for host in ("small", "words") for number in (0, 1)]
+    assert list(adapter.layers) == names
+    assert [part.share for part in adapter.parts] == [1.0, 0.5]
+    assert torch.equal(torch.cat([part.weights.detach() for part in adapter.parts]), adapter.flat.detach())
+
+
+def test_parts_learn_at_their_own_rates():
+    """The first step of AdamW is the learning rate, whatever the gradient's size."""
+    denoiser, other, adapter = two_hosts(0.25)
+    optimizer = torch.optim.AdamW([part.group for part in adapter.parts], weight_decay=0)
+    x, before = torch.randn(2, 5, 24), adapter.flat.detach().clone()
+    (denoiser.module(x).square().mean() + other(x).square().mean()).backward()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01 * group["share"]
+    optimizer.step()
+    moved, size = (adapter.flat.detach() - before).abs(), adapter.parts[0].weights.numel()
+    assert float(moved[:size].max()) == pytest.approx(0.01, rel=1e-3)
+    assert float(moved[size:].max()) == pytest.approx(0.0025, rel=1e-3)
