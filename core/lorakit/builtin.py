@@ -8,7 +8,7 @@ from lorakit.registry import Part, Registry
 
 @hookimpl
 def register(registry: Registry) -> None:
-    """Register core's scheduler, quantizers and optimizers."""
+    """Register core's scheduler, quantizers, optimizers and importers."""
     registry.scheduler(
         Part(
             name="flowmatch",
@@ -64,5 +64,22 @@ def register(registry: Registry) -> None:
             summary="AdamW with both moments in 8 bits, by bitsandbytes",
             load="lorakit.engine.optimizers:adamw8bit",
             requires=("bitsandbytes",),
+        )
+    )
+    registry.importer(
+        Part(name="ai-toolkit", summary="a YAML of ai-toolkit", load="lorakit.importers.ai_toolkit:AiToolkit")
+    )
+    registry.importer(
+        Part(
+            name="kohya",
+            summary="a dataset TOML, a configuration TOML or a command line of sd-scripts or musubi-tuner",
+            load="lorakit.importers.kohya:Kohya",
+        )
+    )
+    registry.importer(
+        Part(
+            name="diffusers",
+            summary="a command line of a DreamBooth LoRA example of diffusers",
+            load="lorakit.importers.diffusers_scripts:DiffusersScripts",
         )
     )

@@ -23,11 +23,15 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Settings from one place; later layers override earlier ones, leaf by leaf, lists as a whole."""
+    """Settings from one place; later layers override earlier ones, leaf by leaf, lists as a whole.
+
+    `notes` are what a person should know of how the place was read.
+    """
 
     table: Mapping[str, Any]
     where: str
     by: Who = "user"
+    notes: tuple[str, ...] = ()
 
 
 def read_toml(path: Path) -> Table:
@@ -84,6 +88,7 @@ def build(layers: Sequence[Layer]) -> Request:
     origins: dict[str, Origin] = {}
     notes: list[str] = []
     for layer in (_translated(one, notes) for one in layers):
+        notes.extend(layer.notes)
         _check_keys(layer.table, Settings, layer.where)
         _forget_length(merged, layer.table, origins)
         _merge(merged, layer.table, origins, Origin(layer.by, layer.where))

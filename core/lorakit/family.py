@@ -125,6 +125,9 @@ class Family(ABC):
     spared: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """By quantizer, the layers inside the blocks that it leaves to a finer one: the ends of their names, and the finer
     quantizer's name (`none` keeps full precision). Layers outside the blocks are never quantized."""
+    known_as: ClassVar[Mapping[str, str]] = {}
+    """What other trainers call this family: architectures, flags, scripts, each with the variant that it means, or an
+    empty text where it means any. `Variant.source` need not be repeated."""
     toy_resolution: ClassVar[int] = 64
     """Side in pixels that the toy model was made for."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the configuration models are imported by the methods that n
 
     from lorakit.config import Layer
     from lorakit.events import Event
+    from lorakit.importers.report import Imported
     from lorakit.plan import Plan
     from lorakit.problem import Problem
     from lorakit.request import Request
@@ -50,6 +51,14 @@ class Kit:
 
         made = [layer if isinstance(layer, Layer) else Layer(layer, "the call") for layer in layers]
         return config.load(made, self.shelves.families, self.shelves.presets)
+
+    def imported(
+        self, file: Path, *, by: str | None = None, dataset: Path | None = None
+    ) -> Imported:
+        """Another trainer's configuration as settings, with the fate of every key; `by` names the importer."""
+        from lorakit.importers import imported
+
+        return imported(file, self.shelves.importers, self.shelves.families, by=by, dataset=dataset)
 
     def plan(self, request: Request | Mapping[str, Any]) -> Plan:
         """The plan of a request; its `problems` may hold errors, which `train` refuses."""

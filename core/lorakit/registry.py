@@ -1,4 +1,4 @@
-"""The nouns that plugins bring: families, schedulers, quantizers, optimizers, presets."""
+"""The nouns that plugins bring: families, schedulers, quantizers, optimizers, importers, presets."""
 
 from __future__ import annotations
 
@@ -97,6 +97,7 @@ class Shelves:
     schedulers: Shelf[Part] = field(default_factory=lambda: Shelf("scheduler"))
     quantizers: Shelf[Part] = field(default_factory=lambda: Shelf("quantization"))
     optimizers: Shelf[Part] = field(default_factory=lambda: Shelf("optimizer"))
+    importers: Shelf[Part] = field(default_factory=lambda: Shelf("importer"))
     presets: Shelf[Path] = field(default_factory=lambda: Shelf("preset"))
 
 
@@ -126,6 +127,10 @@ class Registry:
     def optimizer(self, part: Part) -> None:
         """Add an optimizer."""
         self._shelves.optimizers.add(part.name, part, self._owner)
+
+    def importer(self, part: Part) -> None:
+        """Add a reader of another trainer's configurations; `part.load` names what gives an `Importer`."""
+        self._shelves.importers.add(part.name, part, self._owner)
 
     def presets(self, family: str, folder: Path) -> None:
         """Add every TOML file of `folder` as a preset `family/stem`."""

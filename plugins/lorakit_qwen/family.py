@@ -66,6 +66,13 @@ class Qwen(Family):
     toy_resolution = 48
     patch = 2
     base_model_version = "qwen_image"
+    # `is_qwen` is read by no trainer, and stands in many files
+    known_as: ClassVar = {
+        "qwen_image": "image", "train_dreambooth_lora_qwen_image": "image", "model_version=original": "image",
+        "qwen_image_edit": "edit", "qwen_image_edit_plus": "edit-2509", "qwen_image_edit_plus:2511": "edit-2511",
+        "is_qwen": "", "qwen_image_train_network": "", "networks.lora_qwen_image": "",
+    }  # fmt: skip
+
     caption_advice = CaptionAdvice(
         shortest=50,
         longest=200,

@@ -33,7 +33,7 @@ def settings(function: Function) -> Function:
         *(click.option(f"--{name}", metavar=name.upper(), help=text) for name, text in PLAIN.items()),
         click.option("--source", metavar="MODEL", help="Hub repository, local model folder, or toy."),
         click.option("--data", "-d", multiple=True, metavar="DIR", help="Folder of pictures; may be given again."),
-        click.option("--config", "-c", metavar="FILE", type=click.Path(path_type=Path), help="TOML with settings."),
+        click.option("--config", "-c", metavar="FILE", type=click.Path(path_type=Path), help="TOML with settings, or another trainer's file."),
         click.option("--set", "-s", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, train.epochs=5."),
     ]
     for option in reversed(options):
@@ -43,15 +43,15 @@ def settings(function: Function) -> Function:
 
 def request(kit: Kit, options: dict[str, Any]) -> Request:
     """What the options ask for; `--set` overrides options, options override the file, the file the preset."""
-    return kit.request(*layers(options.pop("config"), options.pop("sets"), options))
+    return kit.request(*layers(kit, options.pop("config"), options.pop("sets"), options))
 
 
-def layers(file: Path | None, sets: Sequence[str], options: dict[str, Any]) -> list[Layer]:
+def layers(kit: Kit, file: Path | None, sets: Sequence[str], options: dict[str, Any]) -> list[Layer]:
     """One layer for each place in which something was said, the strongest last."""
     from lorakit import config
     from lorakit.config import Layer
 
-    found = [Layer(config.read_toml(file), str(file))] if file else []
+    found = _file(kit, file) if file else []
     for name in PLAIN:
         if options.get(name) is not None:
             found.append(Layer({name: options[name]}, f"--{name}"))
@@ -60,3 +60,20 @@ def layers(file: Path | None, sets: Sequence[str], options: dict[str, Any]) -> l
     if options.get("data"):
         found.append(Layer({"data": [{"folder": folder} for folder in options["data"]]}, "--data"))
     return found + [Layer(config.parse_set(text), f"--set {text}") for text in sets]
+
+
+def _file(kit: Kit, file: Path) -> list[Layer]:
+    """A TOML of lorakit's own, or what an importer makes of another trainer's file."""
+    from lorakit import config
+    from lorakit.config import Layer
+    from lorakit.settings import Settings
+
+    if file.suffix.lower() == ".toml" or not file.exists():
+        table = config.read_toml(file)
+        if table.keys() <= Settings.model_fields.keys():
+            return [Layer(table, str(file))]
+        from lorakit.importers import importer_of, read
+
+        if importer_of(read(file), kit.shelves.importers) is None:
+            return [Layer(table, str(file))]  # whose unknown key is refused by name
+    return kit.imported(file).layers()

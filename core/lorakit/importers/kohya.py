@@ -1,0 +1,3 @@
+"""x."""
+class Kohya:
+    def recognizes(self, d): return False

@@ -1,0 +1,87 @@
+"""What became of a foreign file: the settings that it means, and the fate of each of its keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lorakit.config import Layer
+
+Fate = Literal["carried", "changed", "dead", "refused", "unknown"]
+FATES: Mapping[Fate, str] = {
+    "carried": "mean here what they mean there",
+    "changed": "mean something else here, or are read otherwise",
+    "dead": "do nothing in the trainer that they were written for",
+    "refused": "have no counterpart in lorakit",
+    "unknown": "are known neither to that trainer nor to lorakit",
+}
+"""What can become of a key, and what that says of all such keys."""
+LONGEST = 60  # characters of a value that are shown
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The fate of one key: its value as shown, what it became here (`train.updates = 850`), and why.
+
+    `line` is its line in the file, 0 where unknown; `said` is False for a default of the trainer that the file leaves
+    unsaid.
+    """
+
+    key: str
+    value: str
+    fate: Fate
+    to: str = ""
+    why: str = ""
+    line: int = 0
+    said: bool = True
+
+    def __str__(self) -> str:
+        place = f"line {self.line}: " if self.line else ""
+        value = f" = {self.value}" if self.value else ""
+        unsaid = "" if self.said else " (unsaid)"
+        became = f" -> {self.to}" if self.to else ""
+        because = f" ({self.why})" if self.why else ""
+        return f"{place}{self.key}{value}{unsaid}{became}{because}"
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A foreign file as lorakit's settings; `origins` says for a setting which line of which file it is from.
+
+    `findings` are what must be known of the file as a whole: contradictions, and the reading that was chosen.
+    """
+
+    importer: str
+    file: str
+    table: Mapping[str, Any]
+    origins: Mapping[str, str]
+    lines: tuple[Line, ...]
+    findings: tuple[str, ...] = ()
+
+    def layers(self) -> list[Layer]:
+        """One layer for each setting, so that errors and plans name its line; the first brings the notes."""
+        from lorakit.config import leaves
+
+        found = [Layer({}, self.file, notes=tuple(self.notes()))]
+        for path, value in leaves(self.table):
+            table: Any = value
+            for part in reversed(path.split(".")):
+                table = {part: table}
+            found.append(Layer(table, self.origins.get(path, self.file)))
+        return found
+
+    def notes(self) -> Iterator[str]:
+        """What a plan says of the file: the findings, and every key that does not mean here what it says there."""
+        yield from self.findings
+        for line in self.lines:
+            if line.fate != "carried" and (line.said or line.fate == "refused"):
+                yield f"{self.file}, {line.fate}: {line}"
+
+
+def shown(value: object) -> str:
+    """A value on one line, cut where it is long."""
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
