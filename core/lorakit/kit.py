@@ -52,13 +52,15 @@ class Kit:
         made = [layer if isinstance(layer, Layer) else Layer(layer, "the call") for layer in layers]
         return config.load(made, self.shelves.families, self.shelves.presets)
 
-    def imported(
-        self, file: Path, *, by: str | None = None, dataset: Path | None = None
-    ) -> Imported:
-        """Another trainer's configuration as settings, with the fate of every key; `by` names the importer."""
+    def imported(self, file: Path, **how: Any) -> Imported:
+        """Another trainer's configuration as settings, with the fate of every key.
+
+        `how` may name the importer (`by`), a second file that describes the pictures (`dataset`), and the `family` and
+        `variant` that the file is for.
+        """
         from lorakit.importers import imported
 
-        return imported(file, self.shelves.importers, self.shelves.families, by=by, dataset=dataset)
+        return imported(file, self.shelves.importers, self.shelves.families, **how)
 
     def plan(self, request: Request | Mapping[str, Any]) -> Plan:
         """The plan of a request; its `problems` may hold errors, which `train` refuses."""

@@ -86,7 +86,14 @@ def _nouns(kit: Kit, owner: str) -> list[str]:
     shelves = kit.shelves
     return [
         f"{shelf.kind} {name}"
-        for shelf in (shelves.families, shelves.schedulers, shelves.quantizers, shelves.optimizers, shelves.importers, shelves.presets)
+        for shelf in (
+            shelves.families,
+            shelves.schedulers,
+            shelves.quantizers,
+            shelves.optimizers,
+            shelves.importers,
+            shelves.presets,
+        )
         for name in shelf
         if shelf.owner(name) == owner
     ]

@@ -33,7 +33,13 @@ def settings(function: Function) -> Function:
         *(click.option(f"--{name}", metavar=name.upper(), help=text) for name, text in PLAIN.items()),
         click.option("--source", metavar="MODEL", help="Hub repository, local model folder, or toy."),
         click.option("--data", "-d", multiple=True, metavar="DIR", help="Folder of pictures; may be given again."),
-        click.option("--config", "-c", metavar="FILE", type=click.Path(path_type=Path), help="TOML with settings, or another trainer's file."),
+        click.option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="TOML with settings, or another trainer's file.",
+        ),
         click.option("--set", "-s", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, train.epochs=5."),
     ]
     for option in reversed(options):
@@ -51,7 +57,7 @@ def layers(kit: Kit, file: Path | None, sets: Sequence[str], options: dict[str, 
     from lorakit import config
     from lorakit.config import Layer
 
-    found = _file(kit, file) if file else []
+    found = _file(kit, file, options) if file else []
     for name in PLAIN:
         if options.get(name) is not None:
             found.append(Layer({name: options[name]}, f"--{name}"))
@@ -62,7 +68,7 @@ def layers(kit: Kit, file: Path | None, sets: Sequence[str], options: dict[str, 
     return found + [Layer(config.parse_set(text), f"--set {text}") for text in sets]
 
 
-def _file(kit: Kit, file: Path) -> list[Layer]:
+def _file(kit: Kit, file: Path, options: dict[str, Any]) -> list[Layer]:
     """A TOML of lorakit's own, or what an importer makes of another trainer's file."""
     from lorakit import config
     from lorakit.config import Layer
@@ -76,4 +82,4 @@ def _file(kit: Kit, file: Path) -> list[Layer]:
 
         if importer_of(read(file), kit.shelves.importers) is None:
             return [Layer(table, str(file))]  # whose unknown key is refused by name
-    return kit.imported(file).layers()
+    return kit.imported(file, family=options.get("family"), variant=options.get("variant")).layers()

@@ -13,10 +13,11 @@ from typing import Protocol
 from lorakit.errors import ConfigError
 from lorakit.family import Family
 from lorakit.importers.document import Document, read
+from lorakit.importers.names import Meant
 from lorakit.importers.report import Imported
 from lorakit.registry import Part, Shelf
 
-__all__ = ["Document", "Imported", "Importer", "imported", "importer_of", "read"]
+__all__ = ["Document", "Imported", "Importer", "Meant", "imported", "importer_of", "read"]
 
 
 class Importer(Protocol):
@@ -25,8 +26,19 @@ class Importer(Protocol):
     def recognizes(self, document: Document) -> bool:
         """Whether the file is one of this trainer's; asked of every importer, in no order."""
 
-    def read(self, document: Document, families: Shelf[Family], dataset: Document | None = None) -> Imported:
-        """The file as settings, with a line for each of its keys; `dataset` is a second file that describes pictures."""
+    def read(
+        self,
+        document: Document,
+        families: Shelf[Family],
+        *,
+        dataset: Document | None = None,
+        given: Meant | None = None,
+    ) -> Imported:
+        """The file as settings, with a line for each of its keys.
+
+        `dataset` is a second file that describes pictures; `given` the family that somebody says it is for, which
+        counts more than what the file says.
+        """
 
 
 def importer_of(document: Document, importers: Shelf[Part]) -> str | None:
@@ -47,8 +59,10 @@ def imported(
     *,
     by: str | None = None,
     dataset: Path | None = None,
+    family: str | None = None,
+    variant: str | None = None,
 ) -> Imported:
-    """The file at `path` as its importer reads it, or as the importer called `by` does."""
+    """The file at `path` as its importer reads it, or as the importer called `by` does; `family` is else the file's."""
     document = read(path)
     name = by or importer_of(document, importers)
     if name is None:
@@ -57,4 +71,13 @@ def imported(
             f"{path} is no configuration that lorakit knows", why=f"known are {known}", fix="Say which with --from."
         )
     reader: Importer = importers.find(name, "--from").resolve()()
-    return reader.read(document, families, read(dataset) if dataset else None)
+    given = _given(families, family, variant) if family else None
+    return reader.read(document, families, dataset=read(dataset) if dataset else None, given=given)
+
+
+def _given(families: Shelf[Family], family: str, variant: str | None) -> Meant:
+    found = families.find(family, "--family")
+    if variant is not None and variant not in found.variants:
+        known = ", ".join(found.variants)
+        raise ConfigError(f"{family} has no variant '{variant}'", where="--variant", fix=f"Known are {known}.")
+    return Meant(found, variant or "", "--family")

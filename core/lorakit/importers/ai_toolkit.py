@@ -38,17 +38,24 @@ class AiToolkit:
             return False
         return document.has(PROCESS.pattern) or sum(document.has(section) for section in SECTIONS) >= 2
 
-    def read(self, document: Document, families: Shelf[Family], dataset: Document | None = None) -> Imported:
+    def read(
+        self,
+        document: Document,
+        families: Shelf[Family],
+        *,
+        dataset: Document | None = None,
+        given: Meant | None = None,
+    ) -> Imported:
         """The first process of the file."""
         if dataset is not None:
             raise ConfigError("an ai-toolkit file names its pictures itself", where="--dataset", fix="Leave it out.")
         draft = Draft("ai-toolkit", document.name, _of_the_process(document.leaves))
-        about = _model(draft, families)
+        about = _model(draft, families, given)
         _name(draft)
         _quantization(draft)
         _network(draft, about)
         training(draft, about, document)
-        datasets(draft)
+        datasets(draft, about)
         samples(draft, about)
         _save(draft)
         for table in (known.PROCESS, known.TRAIN, known.MODEL, known.SAMPLE):
@@ -65,11 +72,11 @@ def _of_the_process(leaves: Iterable[Leaf]) -> Iterator[Leaf]:
         yield replace(leaf, key=PROCESS.sub("", leaf.key, count=1) if PROCESS.match(leaf.key) else leaf.key)
 
 
-def _model(draft: Draft, families: Shelf[Family]) -> Meant | None:
+def _model(draft: Draft, families: Shelf[Family], given: Meant | None) -> Meant | None:
     flags = [leaf.key for leaf in draft.below("model.is_") if not is_off(leaf.value)]
     names = [(key, draft.get(key, text, "")) for key in ("model.name_or_path", "model.arch")]
     names += [(key, key.removeprefix("model.")) for key in flags]
-    about = meant([(key, name) for key, name in names if name], families)
+    about = given or meant([(key, name) for key, name in names if name], families)
     say_family(draft, about)
     if about is None:
         for key, _ in names:
@@ -82,14 +89,17 @@ def _model(draft: Draft, families: Shelf[Family]) -> Meant | None:
         if alone and alone.family is family:
             draft.tell("model.arch", "carried", "", f"family = {family.name}")
         else:
-            draft.tell("model.arch", "changed", f"{about.key} says {family.title}, and counts", f"family = {family.name}")
+            why = f"{about.key} says {family.title}, and counts"
+            draft.tell("model.arch", "changed", why, f"family = {family.name}")
     for leaf in list(draft.below("model.is_")):
         if leaf.key not in flags:
             draft.tell(leaf.key, "carried", "off")
         elif leaf.key.removeprefix("model.") in REAL_FLAGS:
             draft.tell(leaf.key, "carried", "", f"family = {family.name}")
         else:
-            why = "ai-toolkit never reads it: its key is arch, without which it takes any model for SD 1.5; read as meant"
+            why = (
+                "ai-toolkit never reads it: its key is arch, without which it takes any model for SD 1.5; read as meant"
+            )
             draft.tell(leaf.key, "dead", why, f"family = {family.name}")
     return about
 
@@ -147,7 +157,7 @@ def _network(draft: Draft, about: Meant | None) -> None:
         draft.tell("network.alpha", "dead", "network.linear_alpha counts")
     if about is not None and "transformer" in about.family.components and alpha != rank:
         if alpha is not None:
-            why = f"ai-toolkit sets alpha to the rank for transformer models, whatever is said; {alpha:g} would be another run"
+            why = f"ai-toolkit sets alpha to the rank for transformer models; {alpha:g} would be another run"
             draft.put(said, "lora.alpha", float(rank), why, "dead")
         draft.unsaid("network.linear_alpha", "lora.alpha", float(rank), "ai-toolkit sets alpha to the rank")
     elif alpha is not None:
@@ -160,7 +170,9 @@ def _network(draft: Draft, about: Meant | None) -> None:
 
 def _save(draft: Draft) -> None:
     asked = draft.get("save.dtype", text, "float16").lower()
-    draft.settle("save.dtype", "save.dtype", HALF.get(asked, "bf16"), "" if asked in HALF else f"there is no {asked} here")
+    draft.settle(
+        "save.dtype", "save.dtype", HALF.get(asked, "bf16"), "" if asked in HALF else f"there is no {asked} here"
+    )
 
 
 def _defaults(draft: Draft) -> None:

@@ -9,7 +9,6 @@ from lorakit.importers import ai_toolkit_keys as known
 from lorakit.importers.draft import Draft, number, positive, text, texts, whole
 from lorakit.importers.entries import Entry, keep, resolve
 from lorakit.importers.keys import tell_all
-from lorakit.importers.leaf import Leaf
 from lorakit.importers.names import Meant
 from lorakit.importers.report import shown
 from lorakit.importers.shared import repeats_of, size
@@ -18,11 +17,17 @@ CONTROLS = ("control_path", "control_path_1", "control_path_2", "control_path_3"
 INLINE = re.compile(r"\s--(\w+)\s")
 
 
-def datasets(draft: Draft) -> None:
+def datasets(draft: Draft, about: Meant | None) -> None:
     """Every dataset as a [[data]] table."""
-    places = sorted({int(found[1]) for leaf in draft.below("datasets[") if (found := re.match(r"datasets\[(\d+)\]", leaf.key))})
+    places = sorted(
+        {int(found[1]) for leaf in draft.below("datasets[") if (found := re.match(r"datasets\[(\d+)\]", leaf.key))}
+    )
     entries = [entry for place in places if (entry := _dataset(draft, f"datasets[{place}]."))]
     resolve(draft, entries)
+    edits = about is not None and about.family.variants[about.variant or about.family.default_variant].references
+    if edits and not any("references" in entry.table for entry in entries):
+        why = "ai-toolkit refuses an editing model without control pictures; lorakit teaches it without references"
+        draft.remark("datasets[*].control_path", why)
     _dropout(draft, places)
     for place in places:
         tell_all(draft, known.DATA, f"datasets[{place}].")
@@ -40,7 +45,7 @@ def _dataset(draft: Draft, prefix: str) -> Entry | None:
     named, repeats = repeats_of(folder), draft.get(f"{prefix}num_repeats", positive, None)
     why = ""
     if named > 1 and repeats is None:
-        why = f"shown {named} times an epoch, by the name of the folder, as kohya reads it; in ai-toolkit that name means nothing"
+        why = f"shown {named} times an epoch, as kohya reads its name; in ai-toolkit the name means nothing"
     if not folder or not keep(draft, entry, said, folder, why):
         return None
     if repeats is not None:
@@ -108,17 +113,19 @@ def samples(draft: Draft, about: Meant | None) -> None:
     trigger = draft.get("trigger_word", text, "")
     prompts: list[str] = []
     references: list[list[str]] = []
-    for key, words, seen in _prompts(draft):
+    inline = False
+    for words, seen in _prompts(draft):
         found = INLINE.search(f"{words} ")
         cut = words[: found.start()].rstrip() if found else words
         said = cut.replace("[trigger]", trigger) if trigger else cut
-        why = "settings inside a prompt are not read; [sampling] sets them for all" if found else ""
-        draft.tell(key, "changed" if why else "carried", why, f"sampling.prompts[{len(prompts)}]")
+        inline = inline or bool(found)
         if said:
             prompts.append(said)
             references.append(seen)
     if prompts:
+        why = "settings inside prompts are not read; [sampling] sets them for all" if inline else ""
         draft.put("", "sampling.prompts", prompts[:64])
+        draft.put("sample.prompts", "sampling.prompts", prompts[:64], why)
     if any(references):
         draft.put("", "sampling.references", references[:64])
     multiple = about.family.side_multiple if about else 16
@@ -134,9 +141,9 @@ def samples(draft: Draft, about: Meant | None) -> None:
         draft.same("sample.neg", "sampling.negative", text)
 
 
-def _prompts(draft: Draft) -> list[tuple[str, str, list[str]]]:
-    """Each prompt with the key that says it and its reference pictures."""
-    found: list[tuple[str, str, list[str]]] = []
+def _prompts(draft: Draft) -> list[tuple[str, list[str]]]:
+    """Each prompt with its reference pictures; those of a list of samples are told of here."""
+    found: list[tuple[str, list[str]]] = []
     items = [leaf for leaf in draft.below("sample.samples[") if leaf.key.endswith("].prompt")]
     for leaf in items:
         prefix = leaf.key.removesuffix("prompt")
@@ -145,21 +152,19 @@ def _prompts(draft: Draft) -> list[tuple[str, str, list[str]]]:
         for one in pictures:
             draft.tell(one.key, "carried", "", f"sampling.references[{len(found)}]")
         _of_one_prompt(draft, prefix)
-        found.append((leaf.key, shown_text(leaf), [str(one.value) for one in pictures]))
+        draft.tell(leaf.key, "carried", "", f"sampling.prompts[{len(found)}]")
+        found.append(
+            (leaf.value if isinstance(leaf.value, str) else shown(leaf.value), [str(one.value) for one in pictures])
+        )
     legacy = draft.leaf("sample.prompts")
     if items and legacy is not None:
-        draft.tell("sample.prompts", "dead", "sample.samples counts")
+        draft.drop("sample.prompts", "dead", "sample.samples counts")
     elif legacy is not None:
         words = draft.get("sample.prompts", texts, [])
-        found += [("sample.prompts", one, []) for one in words]
+        found += [(one, []) for one in words]
         if not words:
             draft.tell("sample.prompts", "carried", "none: the first captions are drawn")
     return found
-
-
-def shown_text(leaf: Leaf) -> str:
-    """A prompt as text, whatever it is."""
-    return leaf.value if isinstance(leaf.value, str) else shown(leaf.value)
 
 
 def _of_one_prompt(draft: Draft, prefix: str) -> None:

@@ -14,6 +14,7 @@ CACHED = Fixed("carried", "lorakit always caches encoded text and pictures on di
 SPEED = Fixed("refused", "how pictures are read ahead; it changes no result")
 LOGS = Fixed("refused", "lorakit writes events.jsonl, and TensorBoard with --tensorboard")
 HUB = Fixed("refused", "lorakit uploads nothing")
+ATTENTION = Fixed("refused", "attention is torch's own, which picks the fastest kernel that there is")
 STYLE = Off("another kind of loss or noise; here the plain squared error of the objective is taught")
 KEPT = Off("lorakit has no such memory saving; see what `lorakit plan` says of the card")
 
@@ -81,17 +82,17 @@ TRAIN: Mapping[str, Told] = {
     "train.cfg_scale": Off("the objective is taught without guidance", (1,)),
     "train.pred_scaler": Off("predictions are not scaled", (1,)),
     "train.optimal_noise_pairing_samples": Off("noise is drawn once for each pass", (1,)),
-    "train.attention_backend": Fixed("refused", "attention is torch's own, which picks the fastest kernel that there is"),
-    "train.xformers": Fixed("refused", "attention is torch's own, which picks the fastest kernel that there is"),
+    "train.attention_backend": ATTENTION,
+    "train.xformers": ATTENTION,
     "train.sdp": Fixed("carried", "attention is torch's own, always"),
     "train.cache_text_embeddings": CACHED,
     "train.skip_first_sample": Fixed("carried", "no preview is drawn before the first update"),
-    "train.force_first_sample": Off("no preview is drawn before the first update; strength 0 at the end shows the base"),
+    "train.force_first_sample": Off("no preview before the first update; strength 0 at the end shows the base"),
     "train.start_step": Off("a run starts at its first update; `lorakit resume` goes on with one"),
     "train.unload_text_encoder": Off(
         "ai-toolkit then teaches on the trigger alone, whatever captions say; here captions are cached and taught"
     ),
-    "train.diff_output_preservation": Off("no preservation of the class: add pictures of it as [[data]] with trigger = ''"),
+    "train.diff_output_preservation": Off("add pictures of the class as [[data]] with trigger = '' instead"),
     "train.diff_output_preservation_multiplier": Fixed("dead", "it is read with diff_output_preservation only"),
     "train.diff_output_preservation_class": Off("no preservation of the class"),
     "train.blank_prompt_preservation": Off("no preservation of the empty prompt"),
@@ -106,7 +107,8 @@ TRAIN: Mapping[str, Told] = {
         f"train.{key}": STYLE
         for key in (
             "min_snr_gamma", "snr_gamma", "learnable_snr_gos", "noise_offset", "weight_jitter", "random_noise_shift",
-            "random_noise_multiplier", "do_signal_correction_noise", "do_batch_noise_correction", "dynamic_noise_offset",
+            "random_noise_multiplier", "do_signal_correction_noise", "do_batch_noise_correction",
+            "dynamic_noise_offset",
             "do_signal_amplification", "blended_blur_noise", "force_consistent_noise", "match_noise_norm", "do_cfg",
             "do_random_cfg", "do_fft_loss", "t0_loss_target", "max_loss", "target_norm_std", "linear_timesteps",
             "linear_timesteps2", "inverted_mask_prior", "do_differential_guidance", "do_guidance_loss", "free_u",
@@ -122,7 +124,9 @@ MODEL: Mapping[str, Told] = {
     "model.quantize_te": Fixed("refused", "the text encoder is run once in the training precision, and freed"),
     "model.qtype_te": Fixed("refused", "the text encoder is run once in the training precision, and freed"),
     "model.low_vram": Fixed("carried", "weights are always read and quantized block by block"),
-    "model.quantize_kwargs.*": Off("every linear layer inside the blocks is quantized, but for those the family spares"),
+    "model.quantize_kwargs.*": Off(
+        "every linear layer inside the blocks is quantized, but for those the family spares"
+    ),
     "model.layer_offloading": KEPT,
     "model.auto_memory": KEPT,
     "model.layer_offloading_transformer_percent": Fixed("dead", "it is read with layer_offloading only"),
@@ -138,7 +142,9 @@ MODEL: Mapping[str, Told] = {
     "model.unet_path": Off("all weights are those of model.source"),
     "model.split_model_over_gpus": Off("one GPU"),
     "model.attn_masking": Off("padding is masked where a batch has any"),
-    "model.model_kwargs.*": Off("how references are sized is the variant's; train.reference_resolution sets their area"),
+    "model.model_kwargs.*": Off(
+        "how references are sized is the variant's; train.reference_resolution sets their area"
+    ),
 }
 
 DATA: Mapping[str, Told] = {

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from lorakit.importers.document import Document
 
 EPOCHS = ("train.epochs", "train.num_epochs", "train.max_train_epochs", "training.epochs")
-OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "adamw8bit": "adamw8bit", "adam8bit": "adamw8bit", "adamw8": "adamw8bit"}
+OPTIMIZERS = {
+    "adamw": "adamw",
+    "adam": "adamw",
+    "adamw8bit": "adamw8bit",
+    "adam8bit": "adamw8bit",
+    "adamw8": "adamw8bit",
+}
 TIMESTEPS = {"sigmoid": "sigmoid", "linear": "uniform", "weighted": "weighted", "shift": "shift"}
 SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
 
@@ -70,7 +76,9 @@ def training(draft: Draft, about: Meant | None, document: Document) -> None:
 
 def _misplaced(draft: Draft, key: str) -> None:
     meant_by = {"training.steps": "train.steps", "optimizer.name": "train.optimizer", "optimizer.lr": "train.lr"}[key]
-    counts = f", and {meant_by} counts" if draft.has(meant_by) else f": {meant_by} is its key, and lorakit reads that alone"
+    counts = (
+        f", and {meant_by} counts" if draft.has(meant_by) else f": {meant_by} is its key, and lorakit reads that alone"
+    )
     draft.tell(key, "dead", f"ai-toolkit never reads it{counts}")
 
 
@@ -87,11 +95,16 @@ def _length(draft: Draft) -> Length:
         iterations = 1
     length = Length(steps, draft.get("train.batch_size", positive, 1), batches, iterations)
     inside = f" of {count(batches, 'batch')}" if batches > 1 else ""
-    why = f"{steps:,} iterations{inside} are {length.passes:,} passes and {length.updates:,} updates" if iterations > 1 else ""
+    why = (
+        f"{steps:,} iterations{inside} are {length.passes:,} passes and {length.updates:,} updates"
+        if iterations > 1
+        else ""
+    )
     draft.settle("train.steps", "train.updates", length.updates, why)
     said = "train.gradient_accumulation" if batches > 1 else "train.gradient_accumulation_steps"
     draft.put(said, "train.accumulation", max(batches, iterations))
-    draft.tell("train.gradient_accumulation", "carried") if said != "train.gradient_accumulation" else None
+    if said != "train.gradient_accumulation":
+        draft.tell("train.gradient_accumulation", "carried", "one batch an iteration")
     return length
 
 
@@ -131,8 +144,8 @@ def _contradictions(draft: Draft, length: Length, document: Document) -> None:
         words.append(_against(said, epochs, length, passes))
         draft.tell(said, "dead", f"ai-toolkit never reads it; {length.updates:,} updates are what train.steps says")
     words.append(
-        f"Chosen: {length.updates:,} updates. Who means {f'{epochs:g}' if epochs else 'ten'} epochs writes train.epochs = "
-        f"{epochs or 10:g} in place of train.updates, and save.every = \"epoch\"."
+        f"Chosen: {length.updates:,} updates. Who means {epochs or 10:g} epochs writes train.epochs = {epochs or 10:g} "
+        'in place of train.updates, and save.every = "epoch".'
     )
     draft.findings.append(" ".join(words))
 
@@ -175,18 +188,29 @@ def _optimizer(draft: Draft, length: Length) -> None:
     asked = draft.get("train.optimizer", text, "adamw").lower()
     name = OPTIMIZERS.get(asked, "adamw8bit" if asked.endswith("8bit") else "adamw")
     exact = asked in ("adamw", "adamw8bit")
-    draft.settle("train.optimizer", "optimizer.name", name, "" if exact else f"lorakit has no {asked}; check the learning rate")
+    draft.settle(
+        "train.optimizer", "optimizer.name", name, "" if exact else f"lorakit has no {asked}; check the learning rate"
+    )
     decay = draft.get("train.optimizer_params.weight_decay", number, 0.01)
-    draft.settle("train.optimizer_params.weight_decay", "optimizer.weight_decay", decay, "" if draft.has("train.optimizer_params.weight_decay") else "the default of torch and bitsandbytes")
+    draft.settle(
+        "train.optimizer_params.weight_decay",
+        "optimizer.weight_decay",
+        decay,
+        "" if draft.has("train.optimizer_params.weight_decay") else "the default of torch and bitsandbytes",
+    )
     betas = draft.get("train.optimizer_params.betas", _pair, None)
     if betas:
         draft.put("train.optimizer_params.betas", "optimizer.betas", betas)
-    draft.settle("train.optimizer_params.eps", "optimizer.epsilon", draft.get("train.optimizer_params.eps", number, 1e-6))
+    draft.settle(
+        "train.optimizer_params.eps", "optimizer.epsilon", draft.get("train.optimizer_params.eps", number, 1e-6)
+    )
     for leaf in list(draft.below("train.optimizer_params")):
         draft.tell(leaf.key, "refused" if leaf.value else "carried", "it is no setting of the optimizer here")
     schedule = draft.get("train.lr_scheduler", text, "constant").lower()
     ours = SCHEDULES.get(schedule, "cosine" if "cosine" in schedule else "constant")
-    draft.settle("train.lr_scheduler", "optimizer.schedule", ours, "" if schedule in SCHEDULES else f"lorakit has no {schedule}")
+    draft.settle(
+        "train.lr_scheduler", "optimizer.schedule", ours, "" if schedule in SCHEDULES else f"lorakit has no {schedule}"
+    )
     key = "train.lr_scheduler_params.num_warmup_steps"
     if "warmup" in schedule:
         steps = draft.get(key, whole, 1000)
@@ -195,7 +219,9 @@ def _optimizer(draft: Draft, length: Length) -> None:
     else:
         draft.tell(key, "dead", "it is read with constant_with_warmup only")
     for leaf in list(draft.below("train.lr_scheduler_params")):
-        draft.tell(leaf.key, "refused" if leaf.value else "carried", "it is no setting of the learning rate's course here")
+        draft.tell(
+            leaf.key, "refused" if leaf.value else "carried", "it is no setting of the learning rate's course here"
+        )
 
 
 def _pair(value: object) -> list[float]:
@@ -215,21 +241,23 @@ def _average(draft: Draft, length: Length) -> None:
     elif 0 < decay < 1:
         horizon, updates = 1 / (1 - decay), length.updates
         why = (
-            f"it averages over about {horizon:,.0f} updates and the run has {updates:,}; ai-toolkit starts it at the empty "
-            f"adapter, of which {decay**updates:.0%} would be left. Here it starts short and lengthens, and the last "
-            f"weights are saved too. "
+            f"it averages over about {horizon:,.0f} updates and the run has {updates:,}; ai-toolkit starts it at the "
+            f"empty adapter, of which {decay**updates:.0%} would be left. Here it starts short and lengthens, and the "
+            "last weights are saved too. "
         )
         short = 1 - 1 / max(2.0, 0.05 * updates)
         advice = f"Better 0, which is off, or at most {short:.3g}" if horizon > 0.05 * updates else ""
         draft.settle(key, "train.ema", decay, (why + advice).strip())
         draft.tell(on, "carried", "", f"train.ema = {decay:g}")
-        if horizon > 0.3 * updates:
-            draft.findings.append(f"train.ema_config: {(why + advice).strip()}")
     else:
         draft.tell(key, "refused", "a decay is between 0 and 1")
         draft.tell(on, "refused", "without a decay there is no average")
     for leaf in list(draft.below("train.ema_config")):
-        draft.tell(leaf.key, "carried" if leaf.value in (None, False, 1, 1.0) else "refused", "off, as here" if leaf.value in (None, False, 1, 1.0) else "the average here is a plain one")
+        draft.tell(
+            leaf.key,
+            "carried" if leaf.value in (None, False, 1, 1.0) else "refused",
+            "off, as here" if leaf.value in (None, False, 1, 1.0) else "the average here is a plain one",
+        )
 
 
 def _objective(draft: Draft, about: Meant | None) -> None:
@@ -248,4 +276,8 @@ def _objective(draft: Draft, about: Meant | None) -> None:
         why = "by the formula of the family" if way.endswith("_shift") else ""
         draft.settle("train.timestep_type", "scheduler.timesteps", ours, why)
     else:
-        draft.tell("train.timestep_type", "refused", "lorakit draws noise levels as sigmoid, uniform, logit-normal, shift or weighted")
+        draft.tell(
+            "train.timestep_type",
+            "refused",
+            "lorakit draws noise levels as sigmoid, uniform, logit-normal, shift or weighted",
+        )

@@ -14,6 +14,7 @@ CONTINUED = re.compile(r"[ \t]*[\\^`][ \t]*$")  # by a shell, by cmd.exe, by Pow
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.S)
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 BETWEEN = {"&&", "||", ";", "|", "&"}
+LONGEST = 8192  # characters in quotation marks
 LAUNCHERS = {"accelerate", "launch", "python", "python3", "uv", "run", "torchrun", "exec", "time", "nohup", "env"}
 
 
@@ -28,53 +29,57 @@ class Command:
     strays: tuple[str, ...] = ()
 
 
+Word = tuple[str, int]
+"""A word and its line."""
+
+
 def commands(text: str, name: str) -> Iterator[Command]:
     """Every start of a Python script, with variables that the file sets filled in, or a ConfigError with a line."""
     variables: dict[str, str] = {}
-    for line, words in _lines(text, name):
-        words = [VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), word) for word in words]
-        for part in _parts(words):
+    for words in _lines(text, name):
+        filled = [
+            (VARIABLE.sub(lambda one: variables.get(one[1] or one[2], one[0]), word), line) for word, line in words
+        ]
+        for part in _parts(filled):
             rest = list(part)
-            if rest and rest[0] in ("export", "set", "$env"):
+            if rest and rest[0][0] in ("export", "set"):
                 rest.pop(0)
-            while rest and (found := ASSIGNED.fullmatch(rest[0])):
+            while rest and (found := ASSIGNED.fullmatch(rest[0][0])):
                 variables[found[1]] = found[2]
                 rest.pop(0)
-            command = _command(rest, line)
+            command = _command(rest)
             if command:
                 yield command
 
 
-def _lines(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
-    """The words of every line, joined with those that it goes on in."""
-    joined, first = "", 0
-    for number, line in enumerate(text.splitlines(), 1):
-        first = first or number
-        joined += line
-        if CONTINUED.search(joined) and not joined.lstrip().startswith("#"):
-            joined = CONTINUED.sub(" ", joined)
-            continue
+def _lines(text: str, name: str) -> Iterator[list[Word]]:
+    """The words of every line together with those of the lines that it goes on in."""
+    words: list[Word] = []
+    open_text, first = "", 0
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        goes_on = CONTINUED.search(line) and not line.lstrip().startswith("#")
+        piece = open_text + (CONTINUED.sub("", line) if goes_on else line)
+        first = first if open_text else number
         try:
-            words = shlex.split(joined, comments=True)
-        except ValueError:  # a quotation that is closed further down, or never
-            if len(joined) > 8192:
-                break
-            joined += "\n"
+            words += [(word, first) for word in shlex.split(piece, comments=True)]
+            open_text = ""
+        except ValueError as error:  # a quotation that is closed further down, or never
+            if len(piece) > LONGEST or number > text.count("\n") + 1:
+                raise ConfigError(
+                    f"{name} is not a shell script", why=f"line {first}: {str(error).lower()}", fix="Mend that line."
+                ) from None
+            open_text = f"{piece}\n"
             continue
-        yield first, words
-        joined, first = "", 0
-    if joined.strip():
-        try:
-            yield first, shlex.split(joined, comments=True)
-        except ValueError as error:
-            why = f"line {first}: {str(error).lower()}"
-            raise ConfigError(f"{name} is not a shell script", why=why, fix="Mend that line.") from None
+        if not goes_on:
+            yield words
+            words = []
+    yield words
 
 
-def _parts(words: Sequence[str]) -> Iterator[list[str]]:
-    part: list[str] = []
+def _parts(words: Sequence[Word]) -> Iterator[list[Word]]:
+    part: list[Word] = []
     for word in words:
-        if word in BETWEEN:
+        if word[0] in BETWEEN:
             yield part
             part = []
         else:
@@ -82,40 +87,40 @@ def _parts(words: Sequence[str]) -> Iterator[list[str]]:
     yield part
 
 
-def _command(words: list[str], line: int) -> Command | None:
-    """The start of a script: `[accelerate launch --options] script.py --options`, `-m package.module`, or flags alone."""
-    if words and words[0].startswith("--"):
-        return Command("", line, tuple(_arguments(words, line)[0]))
-    for place, word in enumerate(words):
+def _command(words: list[Word]) -> Command | None:
+    """The start of a script (`[accelerate launch ...] script.py ...` or `-m package.module ...`), or flags alone."""
+    if words and words[0][0].startswith("--"):
+        return Command("", words[0][1], tuple(_arguments(words)[0]))
+    for place, (word, line) in enumerate(words):
         if word.endswith(".py"):
             script, rest = word, words[place + 1 :]
         elif word == "-m" and place + 1 < len(words):
-            script, rest = words[place + 1], words[place + 2 :]
+            script, rest = words[place + 1][0], words[place + 2 :]
         else:
             continue
-        before = [one for one in words[:place] if one not in LAUNCHERS]
-        launcher, _ = _arguments(before, line)
-        arguments, strays = _arguments(rest, line)
+        launcher, _ = _arguments([one for one in words[:place] if one[0] not in LAUNCHERS])
+        arguments, strays = _arguments(rest)
         stem = script.replace("\\", "/").rpartition("/")[2].removesuffix(".py").rpartition(".")[2]
         return Command(stem, line, tuple(arguments), tuple(launcher), tuple(strays))
     return None
 
 
-def _arguments(words: Sequence[str], line: int) -> tuple[list[Leaf], list[str]]:
+def _arguments(words: Sequence[Word]) -> tuple[list[Leaf], list[str]]:
     """Flags with their values: True for none, a list for several; an earlier one of the same name is shadowed."""
-    found: list[tuple[str, list[str]]] = []
+    found: list[tuple[str, list[str], int]] = []
     strays: list[str] = []
-    for word in words:
-        if word.startswith("--") and len(word) > 2:
+    for word, line in words:
+        if re.match(r"--[^=\s]", word):
             flag, equals, value = word[2:].partition("=")
-            found.append((flag.replace("-", "_"), [value] if equals else []))
+            found.append((flag.replace("-", "_"), [value] if equals else [], line))
         elif found:
             found[-1][1].append(word)
         else:
             strays.append(word)
-    last = {flag: place for place, (flag, _) in enumerate(found)}
+    last = {flag: place for place, (flag, _, _) in enumerate(found)}
     leaves = [
-        Leaf(flag, _meant(values), line, shadowed=last[flag] != place) for place, (flag, values) in enumerate(found)
+        Leaf(flag, _meant(values), line, shadowed=last[flag] != place)
+        for place, (flag, values, line) in enumerate(found)
     ]
     return leaves, strays
 

@@ -13,7 +13,7 @@ import tomli
 
 from lorakit.errors import ConfigError
 from lorakit.importers.commands import Command, commands
-from lorakit.importers.leaf import Leaf
+from lorakit.importers.leaf import Leaf, joined
 
 LARGEST = 256 * 1024  # bytes; a configuration is a few thousand, and what is not one shall not be parsed
 YAML, TOML = (".yaml", ".yml", ".json"), (".toml",)
@@ -83,12 +83,12 @@ def _toml(text: str, name: str) -> Iterator[Leaf]:
 
 def _flat(table: Mapping[str, Any], prefix: str, lines: _Lines) -> Iterator[Leaf]:
     for key, value in table.items():
-        path = f"{prefix}{key}"
+        path = joined(prefix, key)
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{path}.", lines)
+            yield from _flat(value, path, lines)
         elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             for place, one in enumerate(value):
-                yield from _flat(one, f"{path}[{place}].", lines)
+                yield from _flat(one, f"{path}[{place}]", lines)
         else:
             yield Leaf(path, value, lines.next(key))
 

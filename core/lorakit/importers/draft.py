@@ -50,13 +50,16 @@ class Draft:
         try:
             return reader(leaf.value)
         except ValueError as error:
-            self.tell(key, "refused", str(error))
-            del self._here[key]
+            self.drop(key, "refused", str(error))
             return default
+
+    def all(self) -> tuple[Leaf, ...]:
+        """Every leaf that counts."""
+        return tuple(self._here.values())
 
     def below(self, prefix: str) -> Iterator[Leaf]:
         """The leaves that no line is about yet and whose key begins with `prefix`."""
-        told = {line.key for line in self._lines}
+        told = {line.key for line in self._lines if line.said}
         yield from (leaf for leaf in self._here.values() if leaf.key.startswith(prefix) and leaf.key not in told)
 
     def setting(self, path: str) -> Any:
@@ -72,10 +75,12 @@ class Draft:
         """One line about a key that the file says; nothing where it does not."""
         leaf = self._here.get(key)
         if leaf is not None:
-            self._lines.append(Line(key, shown(leaf.value), fate, to, why, leaf.line))
+            self._lines.append(Line(key, shown(leaf.value), fate, to, why, leaf.line, file=leaf.file))
 
     def put(self, key: str, setting: str, value: Any, why: str = "", fate: Fate | None = None) -> bool:
-        """Set a setting from a key that the file says, or from none (an empty key); `fate` is else changed where there is a reason or a list, and carried where not.
+        """Set a setting from a key that the file says, or from none (an empty key).
+
+        Without a `fate` it is changed where there is a reason, and carried where there is none.
 
         A value that no setting can have is refused, with what lorakit says of it.
         """
@@ -88,7 +93,8 @@ class Draft:
             return False
         self._set(setting, value)
         if leaf is not None:
-            self._origins[setting] = f"{self.file} line {leaf.line}" if leaf.line else self.file
+            file = leaf.file or self.file
+            self._origins[setting] = f"{file} line {leaf.line}" if leaf.line else file
             self.tell(key, fate or ("changed" if why else "carried"), why, f"{setting} = {shown(value)}")
         return True
 
@@ -97,8 +103,14 @@ class Draft:
         if self.setting(setting) is None and not objection_to(setting, value):
             self._set(setting, value)
             self._origins[setting] = f"{self.file}, unsaid: {self.importer}'s default"
-            became = f"{setting} = {shown(value)}"
-            self._lines.append(Line(key, "", fate, became, why or f"{self.importer}'s default", said=False))
+            instead = ", in place of what the file says" if key in self._order and not self.has(key) else ""
+            because = f"{why or 'the default there'}{instead}"
+            self._lines.append(Line(key, "", fate, f"{setting} = {shown(value)}", because, said=False))
+
+    def drop(self, key: str, fate: Fate, why: str) -> None:
+        """Tell of a key, which from then on counts as unsaid."""
+        self.tell(key, fate, why)
+        self._here.pop(key, None)
 
     def settle(self, key: str, setting: str, value: Any, why: str = "", fate: Fate | None = None) -> None:
         """`put` where the file says the key, `unsaid` where it does not."""
@@ -125,12 +137,15 @@ class Draft:
         for leaf in self._leaves:
             if leaf.shadowed:
                 why = "said again further down, where the last one counts"
-                self._lines.append(Line(leaf.key, shown(leaf.value), "dead", "", why, leaf.line))
-        told = {line.key for line in self._lines}
+                self._lines.append(Line(leaf.key, shown(leaf.value), "dead", "", why, leaf.line, file=leaf.file))
+        told = {line.key for line in self._lines if line.said}
         for key in self._here:
             if key not in told:
                 self.tell(key, "unknown", f"nothing in {self.importer} that lorakit knows of reads it")
-        lines = sorted(self._lines, key=lambda line: self._order[line.key] if line.said else len(self._order))
+        last = len(self._order)
+        lines = sorted(
+            dict.fromkeys(self._lines), key=lambda one: (self._order[one.key], one.line) if one.said else (last, 0)
+        )
         return Imported(
             self.importer, self.file, self.table, self._origins, tuple(lines), tuple(dict.fromkeys(self.findings))
         )

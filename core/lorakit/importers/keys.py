@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorakit.importers.draft import Draft, Reader, is_off
+from lorakit.importers.draft import Draft, Reader, flag, is_off, number, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,10 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Off:
-    """A key that lorakit has no counterpart for: nothing is lost where it is off, or one of `also`."""
+    """A key without a counterpart; nothing is lost where it is one of `usual`, or off where there are none."""
 
     means: str
-    also: tuple[Any, ...] = ()
+    usual: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,19 @@ def tell_all(draft: Draft, table: Mapping[str, Told], prefix: str = "") -> None:
         elif isinstance(known, Fixed):
             draft.tell(leaf.key, known.fate, known.why)
         elif isinstance(known, Off):
-            off = is_off(leaf.value) or leaf.value in known.also or str(leaf.value) in map(str, known.also)
-            draft.tell(leaf.key, "carried" if off else "refused", "off, as here" if off else known.means)
+            same = leaf.value is None or any(_same(leaf.value, one) for one in known.usual)
+            if same or (not known.usual and is_off(leaf.value)):
+                draft.tell(leaf.key, "carried", "as here" if known.usual else "off, as here")
+            else:
+                draft.tell(leaf.key, "refused", known.means)
+
+
+def _same(value: Any, usual: Any) -> bool:
+    """Whether two values are one, however they are written."""
+    for reader in (number, flag, text):
+        with suppress(ValueError):
+            return bool(reader(value) == reader(usual))
+    return False
 
 
 def _known(key: str, table: Mapping[str, Told]) -> Told | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.config import Layer
@@ -26,7 +28,7 @@ class Line:
     """The fate of one key: its value as shown, what it became here (`train.updates = 850`), and why.
 
     `line` is its line in the file, 0 where unknown; `said` is False for a default of the trainer that the file leaves
-    unsaid.
+    unsaid; `file` names the file where it is not the one that was asked for.
     """
 
     key: str
@@ -36,9 +38,11 @@ class Line:
     why: str = ""
     line: int = 0
     said: bool = True
+    file: str = ""
 
     def __str__(self) -> str:
-        place = f"line {self.line}: " if self.line else ""
+        place = " ".join(filter(None, (self.file, f"line {self.line}" if self.line else "")))
+        place = f"{place}: " if place else ""
         value = f" = {self.value}" if self.value else ""
         unsaid = "" if self.said else " (unsaid)"
         became = f" -> {self.to}" if self.to else ""
@@ -73,11 +77,27 @@ class Imported:
         return found
 
     def notes(self) -> Iterator[str]:
-        """What a plan says of the file: the findings, and every key that does not mean here what it says there."""
+        """What a plan says of the file: the findings, and every key that does not mean here what it says there.
+
+        Keys that do nothing are left out, but for those that were read as meant; keys of several tables that came to
+        the same are told once.
+        """
         yield from self.findings
+        told: dict[Line, list[Line]] = {}
         for line in self.lines:
-            if line.fate != "carried" and (line.said or line.fate == "refused"):
-                yield f"{self.file}, {line.fate}: {line}"
+            if line.fate in ("changed", "refused", "unknown") or (line.fate == "dead" and line.to):
+                told.setdefault(replace(line, key=re.sub(r"\[\d+\]", "[*]", line.key), line=0), []).append(line)
+        for lines in told.values():
+            yield _of_all(lines, self.file)
+
+
+def _of_all(lines: Sequence[Line], file: str) -> str:
+    """One sentence about lines that differ in nothing but the table that they are in."""
+    first = lines[0]
+    places = ", ".join(dict.fromkeys(str(line.line) for line in lines if line.line))
+    where = f"{Path(first.file or file).name}{f' line {places}' if places else ''}"
+    key = re.sub(r"\[\d+\]", "[*]", first.key) if len(lines) > 1 else first.key
+    return f"{where}, {first.fate}: {replace(first, key=key, line=0, file='')}"
 
 
 def shown(value: object) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lorakit.importers.report import Imported
+from lorakit.settings import Settings
 from lorakit.version import __version__
 
 COMMENT_AT = 40  # the column where comments stand, where the setting leaves room
@@ -17,7 +18,8 @@ def to_toml(imported: Imported) -> str:
     sources = {line.to.partition(" = ")[0]: line.key for line in imported.lines if line.to}
     lines = [f"# From {imported.file} ({imported.importer}), by lorakit import {__version__}."]
     lines += [f"# {finding}" for finding in map(_one_line, imported.findings)]
-    lines += _table(imported.table, "", sources)
+    order = list(Settings.model_fields)
+    lines += _table(dict(sorted(imported.table.items(), key=lambda item: order.index(item[0]))), "", sources)
     lost = [line for line in imported.lines if line.fate in ("refused", "unknown")]
     if lost:
         lines += ["", "# Not carried over:", *(f"# {_one_line(str(line))}" for line in lost)]
@@ -40,7 +42,7 @@ def _table(table: Mapping[str, Any], prefix: str, sources: Mapping[str, str]) ->
 def _setting(key: str, value: Any, source: str) -> str:
     # JSON's strings are TOML's, but for the control character that JSON leaves bare
     setting = f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
-    return f"{setting:{COMMENT_AT}}# {_one_line(source)}" if source else setting
+    return f"{setting:{COMMENT_AT - 2}}  # {_one_line(source)}" if source else setting
 
 
 def _one_line(text: str) -> str:

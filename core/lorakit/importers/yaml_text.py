@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lorakit.errors import ConfigError
-from lorakit.importers.leaf import Leaf
+from lorakit.importers.leaf import Leaf, joined
 
 DEEPEST, MOST = 40, 20_000  # levels of nesting, and values: what aliases repeat is counted each time
 STANDARD = "tag:yaml.org,2002:"
@@ -57,9 +57,9 @@ class _Reading:
             pairs = self._pairs(node)
             while self._again:
                 leaf = self._again.pop()
-                yield Leaf(f"{prefix}.{leaf.key}".lstrip("."), leaf.value, leaf.line, shadowed=True)
+                yield Leaf(joined(prefix, leaf.key), leaf.value, leaf.line, shadowed=True)
             for key, (_, value) in pairs.items():
-                yield from self.flat(value, f"{prefix}.{key}".lstrip("."), depth + 1)
+                yield from self.flat(value, joined(prefix, key), depth + 1)
         elif isinstance(node, yaml.SequenceNode) and _of_mappings(node):
             self._check_tag(node)
             for place, item in enumerate(node.value):
@@ -79,14 +79,16 @@ class _Reading:
     def _scalar(self, node: yaml.Node) -> Any:
         text = node.value
         if node.tag == f"{STANDARD}str":
-            number = node.style is None and NUMBER.fullmatch(text)
+            number = isinstance(node, yaml.ScalarNode) and node.style is None and NUMBER.fullmatch(text)
             return float(text) if number and math.isfinite(float(text)) else text
         if node.tag == f"{STANDARD}timestamp":
             return text
         try:
             return self._loader.construct_object(node)
         except (ValueError, KeyError, IndexError) as error:  # PyYAML's readers of numbers are careless
-            raise yaml.MarkedYAMLError(problem=f"{text!r} is no value ({error})", problem_mark=node.start_mark) from None
+            raise yaml.MarkedYAMLError(
+                problem=f"{text!r} is no value ({error})", problem_mark=node.start_mark
+            ) from None
 
     def _pairs(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """The keys of a table, with those that it merges (`<<: *other`) below its own."""
@@ -117,7 +119,10 @@ class _Reading:
         return self._merged[id(node)]
 
     def _check_tag(self, node: yaml.Node) -> None:
-        kinds = {yaml.MappingNode: {f"{STANDARD}map"}, yaml.SequenceNode: {f"{STANDARD}seq"}}
+        kinds: dict[type[yaml.Node], set[str]] = {
+            yaml.MappingNode: {f"{STANDARD}map"},
+            yaml.SequenceNode: {f"{STANDARD}seq"},
+        }
         if node.tag not in kinds.get(type(node), PLAIN):
             tag = node.tag.removeprefix(STANDARD)
             raise yaml.MarkedYAMLError(
