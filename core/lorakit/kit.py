@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the configuration models are imported by the methods that n
     import click
 
     from lorakit.config import Layer
+    from lorakit.engine.trials import Examined
     from lorakit.events import Event
     from lorakit.importers.report import Imported
     from lorakit.plan import Plan
@@ -105,6 +106,12 @@ class Kit:
 
         events = recover(plan, self.shelves, control or Control(), file, Recipe(rank=rank, samples=samples))
         return self._observed(plan, events)
+
+    def doctor(self, output: Path) -> Iterator[Examined]:
+        """What this machine can do, looked at one thing after another; runs would be saved in `output`."""
+        from lorakit.engine.doctor import examine
+
+        return examine(self.shelves, output)
 
     def commands(self, group: click.Group) -> None:
         """Let every plugin add its commands to `group`."""

@@ -198,7 +198,8 @@ def test_any_text_is_read_or_refused(text):
 FLAGS = """--network_module --network_dim --learning_rate --max_train_steps --resolution --optimizer_args --rank
 --lr_warmup_steps --timestep_sampling --dit --sigmoid_scale --max_train_epochs --save_every_n_steps --instance_prompt
 --save_last_n_steps --pretrained_model_name_or_path --adam_beta1 --repeats --weird 1 0 -1 1e-4 0.5 shift sigmoid
-logit_normal 1024,768 a=b betas=1,2 weight_decay=x Qwen/Qwen-Image nan inf 10,10,10 True networks.lora_qwen_image '' && ;
+logit_normal 1024,768 a=b betas=1,2 weight_decay=x Qwen/Qwen-Image nan inf 10,10,10 True networks.lora_qwen_image
+'' && ;
 #"""
 WORDS = st.sampled_from([*FLAGS.split(), "\\\n"])
 
