@@ -28,7 +28,7 @@ class Broken:
 
 
 class _Detached(torch.nn.Module):
-    def __init__(self, linear):
+    def __init__(self, linear) -> None:
         super().__init__()
         self.linear = linear
 

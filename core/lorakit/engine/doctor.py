@@ -212,7 +212,7 @@ def hub(shelves: Shelves) -> Iterator[Examined]:
         return
     here = {repo.repo_id: repo for repo in cache.repos}
     yield Examined(
-        "hub models", "ok", f"{count(len(here), 'model')} and data sets, {_size(cache.size_on_disk)}{_offline()}"
+        "hub models", "ok", f"{count(len(here), 'download')}, {_size(cache.size_on_disk)}{_offline()}"
     )
     for family in shelves.families.values():
         for variant, about in family.variants.items():
