@@ -5,6 +5,20 @@ from __future__ import annotations
 from lorakit.hooks import hookimpl
 from lorakit.registry import Part, Registry
 
+IMPORTERS = (
+    Part(name="ai-toolkit", summary="a YAML of ai-toolkit", load="lorakit.importers.ai_toolkit:AiToolkit"),
+    Part(
+        name="kohya",
+        summary="a dataset TOML, a TOML of arguments or a command line of sd-scripts or musubi-tuner",
+        load="lorakit.importers.kohya:Kohya",
+    ),
+    Part(
+        name="diffusers",
+        summary="a command line of a DreamBooth LoRA example of diffusers",
+        load="lorakit.importers.diffusers_scripts:DiffusersScripts",
+    ),
+)
+
 
 @hookimpl
 def register(registry: Registry) -> None:
@@ -66,20 +80,5 @@ def register(registry: Registry) -> None:
             requires=("bitsandbytes",),
         )
     )
-    registry.importer(
-        Part(name="ai-toolkit", summary="a YAML of ai-toolkit", load="lorakit.importers.ai_toolkit:AiToolkit")
-    )
-    registry.importer(
-        Part(
-            name="kohya",
-            summary="a dataset TOML, a configuration TOML or a command line of sd-scripts or musubi-tuner",
-            load="lorakit.importers.kohya:Kohya",
-        )
-    )
-    registry.importer(
-        Part(
-            name="diffusers",
-            summary="a command line of a DreamBooth LoRA example of diffusers",
-            load="lorakit.importers.diffusers_scripts:DiffusersScripts",
-        )
-    )
+    for importer in IMPORTERS:
+        registry.importer(importer)

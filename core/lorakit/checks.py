@@ -48,7 +48,7 @@ def _length(plan: Plan) -> Iterator[Problem]:
     if horizon > 0.3 * updates:
         yield Problem(
             f"train.ema = {train.ema:g} averages over about {horizon:.0f} updates and the run has {updates}: "
-            f"even with its warm-up the saved adapter lags behind; {1 - 10 / max(updates, 20):.3g} would suit"
+            f"even with its warm-up the saved adapter lags behind; {1 - 20 / max(updates, 40):.3g} would suit"
         )
     if plan.settings.optimizer.warmup >= updates:
         yield Problem(

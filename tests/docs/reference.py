@@ -125,12 +125,27 @@ def hook_pages() -> str:
     return "\n".join(lines).rstrip()
 
 
+# Importing ----------------------------------------------------------------------------------------------
+
+
+def import_report() -> str:
+    """What `lorakit import` prints of the first users' own file."""
+    from lorakit.kit import Kit
+
+    found = Kit().imported(DOCS / "examples" / "ai-toolkit.yaml")
+    lines = [found.title.removeprefix(f"{DOCS.parent}/")]
+    for heading, _, told in found.groups():
+        lines += ["", heading, *(f"  {line}" for line in told)]
+    return "\n".join(["```text", *lines, "```"])
+
+
 # Pages --------------------------------------------------------------------------------------------------
 
 MADE: Mapping[str, Callable[[], str]] = {
     "configuration.md": settings,
     "events.md": event_pages,
     "hooks.md": hook_pages,
+    "importing.md": import_report,
 }
 BEGIN = "<!-- made by `python -m tests.docs.reference`: begin -->"
 END = "<!-- made by `python -m tests.docs.reference`: end -->"

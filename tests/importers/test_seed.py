@@ -12,7 +12,7 @@ from lorakit.events import RunFinished
 from lorakit.importers import read
 from tests.pictures import picture
 
-SEED = Path(__file__).with_name("seed.yaml")
+SEED = Path(__file__).parents[2] / "docs" / "examples" / "ai-toolkit.yaml"
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_the_toml_is_the_same_run(here, capsys):
     assert by_toml["settings"] == by_yaml["settings"]
     assert by_yaml["arithmetic"]["passes_per_epoch"] == 340
     notes = [problem["message"] for problem in by_yaml["problems"]]
-    assert [note for note in notes if note.startswith("seed.yaml line 57, dead: model.is_qwen")]
+    assert [note for note in notes if note.startswith("ai-toolkit.yaml line 57, dead: model.is_qwen")]
     assert [note for note in notes if "datasets[*].resolution" in note], "alike lines of both folders are told once"
     assert by_yaml["choices"]["optimizer.learning_rate"]["decided_by"] == f"{SEED} line 47"
     table = tomli.loads(Path("run.toml").read_text())

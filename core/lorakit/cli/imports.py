@@ -11,7 +11,6 @@ import click
 
 from lorakit.errors import ConfigError
 from lorakit.kit import Kit
-from lorakit.words import count
 
 if TYPE_CHECKING:
     from lorakit.importers import Imported
@@ -74,19 +73,9 @@ def _write(output: Path, text: str) -> None:
 
 
 def _report(found: Imported, to_error: bool) -> None:
-    from lorakit.importers.report import FATES
-
-    family, variant = found.table["family"], found.table.get("variant", "")
-    click.echo(f"{found.file}: {found.importer}, read as {family} {variant}", err=to_error)
-    for fate, means in FATES.items():
-        lines = [line for line in found.lines if line.fate == fate]
-        if lines:
-            heading = f"{count(len(lines), 'key')}, {fate}: {means}"
-            click.echo(f"\n{click.style(heading, fg=COLOURS.get(fate), bold=True)}", err=to_error)
+    click.echo(found.title, err=to_error)
+    for heading, fate, lines in found.groups():
+        click.echo(f"\n{click.style(heading, fg=COLOURS.get(fate or ''), bold=True)}", err=to_error)
         for line in lines:
             click.echo(f"  {line}", err=to_error)
-    if found.findings:
-        click.echo("\n" + click.style("to know", bold=True), err=to_error)
-    for finding in found.findings:
-        click.echo(f"  {finding}", err=to_error)
     click.echo(err=to_error)

@@ -211,9 +211,7 @@ def hub(shelves: Shelves) -> Iterator[Examined]:
         yield Examined("hub models", "problem", reason(error), f"Mend or remove {folder}.")
         return
     here = {repo.repo_id: repo for repo in cache.repos}
-    yield Examined(
-        "hub models", "ok", f"{count(len(here), 'download')}, {_size(cache.size_on_disk)}{_offline()}"
-    )
+    yield Examined("hub models", "ok", f"{count(len(here), 'download')}, {_size(cache.size_on_disk)}{_offline()}")
     for family in shelves.families.values():
         for variant, about in family.variants.items():
             if about.source in here:

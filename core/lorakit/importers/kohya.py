@@ -135,7 +135,9 @@ def _model(draft: Draft, families: Shelf[Family], command: Command | None, given
     about = about or meant([("network_module", module)] if module else [], families)
     version = draft.get("model_version", text, "")
     if about and version and not (given and given.variant):
-        called = version if version in about.family.variants else about.family.known_as.get(version, "")
+        called = (
+            version if version in about.family.variants else about.family.known_as.get(f"model_version={version}", "")
+        )
         about = Meant(about.family, called or about.variant, about.key)
         draft.tell("model_version", "carried" if called else "refused", "", f"variant = {called}" if called else "")
     say_family(draft, about)

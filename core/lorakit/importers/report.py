@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.config import Layer
+from lorakit.words import count
 
 Fate = Literal["carried", "changed", "dead", "refused", "unknown"]
 FATES: Mapping[Fate, str] = {
-    "carried": "mean here what they mean there",
-    "changed": "mean something else here, or are read otherwise",
-    "dead": "do nothing in the trainer that they were written for",
-    "refused": "have no counterpart in lorakit",
-    "unknown": "are known neither to that trainer nor to lorakit",
+    "carried": "means here what it means there",
+    "changed": "means something else here, or is read otherwise",
+    "dead": "does nothing in the trainer that it was written for",
+    "refused": "has no counterpart in lorakit",
+    "unknown": "is known neither to that trainer nor to lorakit",
 }
 """What can become of a key, and what that says of all such keys."""
 LONGEST = 60  # characters of a value that are shown
@@ -63,6 +64,21 @@ class Imported:
     origins: Mapping[str, str]
     lines: tuple[Line, ...]
     findings: tuple[str, ...] = ()
+
+    def groups(self) -> Iterator[tuple[str, Fate | None, tuple[str, ...]]]:
+        """The report: a heading, the fate that it is about, and its lines; last, about no fate, the findings."""
+        for fate, means in FATES.items():
+            lines = tuple(str(line) for line in self.lines if line.fate == fate)
+            if lines:
+                yield f"{count(len(lines), 'line')}, {fate}: {means}", fate, lines
+        if self.findings:
+            yield "to know", None, self.findings
+
+    @property
+    def title(self) -> str:
+        """What was read, as what."""
+        model = " ".join(str(self.table[one]) for one in ("family", "variant") if one in self.table)
+        return f"{self.file}: {self.importer}, read as {model or 'no model that is known'}"
 
     def layers(self) -> list[Layer]:
         """One layer for each setting, so that errors and plans name its line; the first brings the notes."""
