@@ -19,6 +19,7 @@ from lorakit.request import Origin, Request, Who
 from lorakit.settings import Settings
 
 Table = dict[str, Any]
+LARGEST = 1 << 22  # bytes of a configuration: what is larger is something else, and takes minutes to refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Layer:
 def read_toml(path: Path) -> Table:
     """The tables of a TOML file, or a ConfigError that names the line."""
     try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{path} is no configuration", why=f"it has {path.stat().st_size:,} bytes")
         return tomli.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}", fix="Check the path.") from None

@@ -76,15 +76,22 @@ def test_no_file_a_folder_and_no_text(tmp_path, capsys):
             assert (says in said, said.count("\n")) == (True, 1), said
 
 
+def refused(capsys):
+    """What was said, in one paragraph."""
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
 def test_a_hundred_megabytes_are_not_read(tmp_path, capsys):
     for name in ("a.yaml", "a.sh", "a.toml"):
         file = tmp_path / name
         with file.open("wb") as opened:
             opened.truncate(100_000_000)  # sparse: it takes no disk
         assert run(["import", str(file)]) == 2
-        assert (
-            f"100,000,000 bytes, and a configuration has a few thousand (at most {LARGEST:,}" in capsys.readouterr().err
-        )
+        assert f"100,000,000 bytes, and a configuration has a few thousand (at most {LARGEST:,}" in refused(capsys)
+        assert run(["plan", "--config", str(file)]) == 2
+        assert "100,000,000 bytes" in refused(capsys)
 
 
 def test_nothing_is_overwritten(tmp_path, capsys):

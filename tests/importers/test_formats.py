@@ -410,6 +410,40 @@ def part_of(name):
     return Part(name=name, summary=name, load=f"{__name__}:Notes")
 
 
+@pytest.mark.parametrize("name", ["run.toml", "run.txt", "run"])
+def test_a_toml_of_our_own_may_have_any_name(tmp_path, capsys, name):
+    file = tmp_path / name
+    file.write_text('family = "qwen"\n[lora]\nrank = 3\n')
+    assert run(["plan", "--config", str(file), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["settings"]["lora"]["rank"] == 3
+    file.write_text("[lora]\nrang = 3\n")
+    assert run(["plan", "--family", "qwen", "--config", str(file)]) == 2
+    assert "Did you mean lora.rank?" in capsys.readouterr().err
+    file.write_text("[lora\n")
+    assert run(["plan", "--family", "qwen", "--config", str(file)]) == 2
+    assert "is not valid TOML" in capsys.readouterr().err
+
+
+def test_a_script_is_taken_for_config(tmp_path, capsys):
+    (tmp_path / "a.sh").write_text(EXAMPLE)
+    assert run(["plan", "--config", str(tmp_path / "a.sh"), "--set", "data=[]", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["settings"]["lora"]["alpha"] == 32
+
+
+@pytest.mark.parametrize("job", ["extract", "mod", "generate"])
+def test_what_is_no_training_is_refused(tmp_path, job):
+    with pytest.raises(Exception, match=f"its job is {job}"):
+        given(tmp_path, "a.yaml", json.dumps({"job": job, "config": {"process": [{"type": "x"}]}}))
+
+
+def test_references_of_previews_may_be_on_another_machine(tmp_path, capsys):
+    sample = {"samples": [{"prompt": "a", "ctrl_img_1": "/no/such/a.png"}]}
+    model = {"name_or_path": "Qwen/Qwen-Image-Edit-2509"}
+    (tmp_path / "a.yaml").write_text(yaml_of(model=model, sample=sample))
+    assert run(["import", str(tmp_path / "a.yaml")]) == 0
+    assert tomli.loads(capsys.readouterr().out)["sampling"]["references"] == [["/no/such/a.png"]]
+
+
 def test_a_foreign_toml_is_taken_for_config_too(tmp_path, capsys):
     file = tmp_path / "args.toml"
     file.write_text(ARGUMENTS)

@@ -62,7 +62,8 @@ def import_(kit: Kit, /, file: Path, output: Path | None, as_json: bool, **how: 
 def _check(kit: Kit, found: Imported) -> None:
     """What was made must be a run of lorakit, but for pictures and weights, which may be on another machine."""
     table = {name: value for name, value in found.table.items() if name not in ("data", "model")}
-    kit.plan(kit.request(table))
+    sampling = {name: value for name, value in found.table.get("sampling", {}).items() if name != "references"}
+    kit.plan(kit.request({**table, "sampling": sampling}))
 
 
 def _write(output: Path, text: str) -> None:

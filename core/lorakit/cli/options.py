@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lorakit.errors import ConfigError
 from lorakit.kit import Kit
 
 if TYPE_CHECKING:  # `lorakit --help` shall not wait for the configuration models
@@ -69,17 +70,24 @@ def layers(kit: Kit, file: Path | None, sets: Sequence[str], options: dict[str, 
 
 
 def _file(kit: Kit, file: Path, options: dict[str, Any]) -> list[Layer]:
-    """A TOML of lorakit's own, or what an importer makes of another trainer's file."""
+    """A TOML of lorakit's own, whatever it is called, or what an importer makes of another trainer's file."""
     from lorakit import config
     from lorakit.config import Layer
+    from lorakit.importers import importer_of, read
+    from lorakit.importers.document import YAML
     from lorakit.settings import Settings
 
-    if file.suffix.lower() == ".toml" or not file.exists():
-        table = config.read_toml(file)
-        if table.keys() <= Settings.model_fields.keys():
-            return [Layer(table, str(file))]
-        from lorakit.importers import importer_of, read
+    def imported() -> list[Layer]:
+        return kit.imported(file, family=options.get("family"), variant=options.get("variant")).layers()
 
-        if importer_of(read(file), kit.shelves.importers) is None:
-            return [Layer(table, str(file))]  # whose unknown key is refused by name
-    return kit.imported(file, family=options.get("family"), variant=options.get("variant")).layers()
+    if file.is_dir() or (file.suffix.lower() in YAML and file.exists()):
+        return imported()
+    try:
+        table = config.read_toml(file)
+    except ConfigError:
+        if file.is_file() and importer_of(read(file), kit.shelves.importers):
+            return imported()
+        raise
+    if table.keys() <= Settings.model_fields.keys() or not importer_of(read(file), kit.shelves.importers):
+        return [Layer(table, str(file))]
+    return imported()

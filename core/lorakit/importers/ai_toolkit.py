@@ -23,6 +23,7 @@ from lorakit.registry import Shelf
 PROCESS = re.compile(r"(?:config\.)?process\[0\]\.")
 SECTIONS = ("network.", "train.", "model.", r"datasets\[", "save.", "sample.")
 BITS = {"8": "int8", "4": "int4", "3": "int4", "2": "int2"}
+OTHER_JOBS = ("extract", "mod", "generate")
 KINDS = ("lora", "locon", "lierla")  # network types that are plain LoRA on linear layers
 REAL_FLAGS = ("is_v2", "is_v3", "is_xl", "is_pixart", "is_pixart_sigma", "is_auraflow", "is_flux", "is_lumina2",
               "is_ssd", "is_vega")  # fmt: skip
@@ -50,6 +51,9 @@ class AiToolkit:
         if dataset is not None:
             raise ConfigError("an ai-toolkit file names its pictures itself", where="--dataset", fix="Leave it out.")
         draft = Draft("ai-toolkit", document.name, _of_the_process(document.leaves))
+        if draft.get("job", text, "train") in OTHER_JOBS:
+            job = draft.get("job", text, "")
+            raise ConfigError(f"{document.name} is no training: its job is {job}", fix="Name a file that trains.")
         about = _model(draft, families, given)
         _name(draft)
         _quantization(draft)
@@ -183,6 +187,7 @@ def _defaults(draft: Draft) -> None:
         ("datasets[0].caption_dropout_rate", "train.caption_dropout", 0.0),
         ("sample.guidance_scale", "sampling.guidance", 7.0),
         ("sample.sample_steps", "sampling.steps", 20),
+        ("sample.seed", "sampling.seed", 0),
         ("train.dtype", "train.precision", "fp32"),
     ):
         draft.unsaid(key, setting, value)

@@ -124,6 +124,7 @@ def samples(draft: Draft, about: Meant | None) -> None:
             references.append(seen)
     if prompts:
         why = "settings inside prompts are not read; [sampling] sets them for all" if inline else ""
+        why = why or ("the first 64 of them" if len(prompts) > 64 else "")
         draft.put("", "sampling.prompts", prompts[:64])
         draft.put("sample.prompts", "sampling.prompts", prompts[:64], why)
     if any(references):

@@ -20,7 +20,7 @@ KEPT = Off("lorakit has no such memory saving; see what `lorakit plan` says of t
 
 PROCESS: Mapping[str, Told] = {
     "job": Fixed("carried", "lorakit trains; there is nothing to choose"),
-    "type": Fixed("carried", "lorakit trains; there is nothing to choose"),
+    "type": Off("plain LoRA training instead", ("sd_trainer", "diffusion_trainer", "ui_trainer")),
     "device": Fixed("dead", "ai-toolkit takes the device from accelerate; lorakit takes a GPU where there is one"),
     "trigger_word": Plain("trigger", text),
     "training_seed": Plain("seed", whole),

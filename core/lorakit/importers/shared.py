@@ -35,7 +35,7 @@ def source(draft: Draft, key: str, about: Meant) -> None:
         return
     if name.lower() == published.lower():
         draft.tell(key, "carried", "", f"variant = {about.variant or about.family.default_variant}")
-    elif name.lower().endswith(SINGLE):
+    elif key == "dit" or name.lower().endswith(SINGLE):
         draft.tell(
             key, "refused", f"lorakit reads model folders in diffusers layout, no single files: {published} is taken"
         )
