@@ -102,7 +102,11 @@ def _length(draft: Draft) -> Length:
     )
     draft.settle("train.steps", "train.updates", length.updates, why)
     said = "train.gradient_accumulation" if batches > 1 else "train.gradient_accumulation_steps"
-    draft.put(said, "train.accumulation", max(batches, iterations))
+    cleared = (
+        f"ai-toolkit clears the gradients before every iteration, so that its update learns from one of {iterations}; "
+        "here they are averaged, as is meant"
+    )
+    draft.put(said, "train.accumulation", max(batches, iterations), cleared if iterations > 1 else "")
     if said != "train.gradient_accumulation":
         draft.tell("train.gradient_accumulation", "carried", "one batch an iteration")
     return length
