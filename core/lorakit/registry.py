@@ -114,6 +114,9 @@ class Registry:
             raise PluginError(f"{self._owner}'s family {type(family).__name__} lacks {', '.join(missing)}")
         if family.default_variant not in family.variants:
             raise PluginError(f"{self._owner}'s default variant '{family.default_variant}' is not a variant")
+        strange = [called for called, variant in family.known_as.items() if variant and variant not in family.variants]
+        if strange:
+            raise PluginError(f"{self._owner}'s family is known as '{strange[0]}' for a variant that it does not have")
         self._shelves.families.add(family.name, family, self._owner)
 
     def scheduler(self, part: Part) -> None:

@@ -8,6 +8,7 @@ import tomli
 from lorakit import Kit, Part, hookimpl
 from lorakit.checks import NO_PICTURES
 from lorakit.cli import run
+from lorakit.errors import PluginError
 from lorakit.importers.written import to_toml
 from tests.core.fake import Fake, FakePlugin
 
@@ -283,6 +284,12 @@ def test_a_script_of_musubi_with_the_files_it_names(tmp_path):
     plans(imported)
 
 
+@pytest.mark.parametrize(("warmup", "updates"), [("100", 100), ("0.1", 160), ("5%", 80), ("much", 0)])
+def test_warmup_in_updates_or_as_a_share(tmp_path, warmup, updates):
+    text = f"train_network.py --network_module networks.lora --lr_scheduler cosine --lr_warmup_steps {warmup}"
+    assert given(tmp_path, "a.sh", text, family="qwen").table["optimizer"]["warmup"] == updates  # of 1,600
+
+
 def test_a_shift_that_its_own_trainer_ignores_is_dead(tmp_path):
     text = "python qwen_image_train_network.py --network_module networks.lora_qwen_image --discrete_flow_shift 3"
     imported = given(tmp_path, "a.sh", text)
@@ -293,7 +300,7 @@ def test_a_shift_that_its_own_trainer_ignores_is_dead(tmp_path):
 def test_folders_of_the_old_command_line_keep_their_repeats(tmp_path):
     text = "train_network.py --network_module=networks.lora --train_data_dir pictures --resolution 1024,768"
     imported = given(tmp_path, "a.txt", text, family="qwen")
-    assert imported.table["data"] == [{"folder": "pictures", "captions": "txt"}]
+    assert imported.table["data"] == [{"folder": "pictures", "captions": "caption"}]
     assert imported.table["train"]["resolution"] == 887
     plans(imported)
 
@@ -348,6 +355,14 @@ def test_a_family_says_itself_what_others_call_it(tmp_path, model, variant):
     kit = Kit(discover=False, plugins={"fake": FakePlugin(Named())})
     imported = given(tmp_path, "a.yaml", yaml_of(model=model), kit)
     assert (imported.table["family"], imported.table["variant"]) == ("fake", variant)
+
+
+def test_a_family_is_known_for_its_own_variants_only():
+    class Wrong(Fake):
+        known_as = {"fake_arch": "medium"}  # noqa: RUF012
+
+    with pytest.raises(PluginError, match="known as 'fake_arch'"):
+        Kit(discover=False, plugins={"fake": FakePlugin(Wrong())})
 
 
 def test_a_model_that_no_family_knows_needs_a_family(tmp_path, capsys):

@@ -105,7 +105,7 @@ def _repeats(draft: Draft, entry: Entry, above: tuple[str, ...], folder: str) ->
 
 def _captions(draft: Draft, entry: Entry, above: tuple[str, ...]) -> None:
     key = _inherited(draft, "caption_extension", (entry.prefix, *above))
-    usual = "caption" if "subsets" in entry.prefix else "txt"
+    usual = "txt" if entry.prefix and "subsets" not in entry.prefix else "caption"  # musubi-tuner's, sd-scripts'
     extension = draft.get(key, text, usual) if key else usual
     entry.table["captions"] = re.sub(r"[^A-Za-z0-9]", "", extension) or usual
     draft.tell(key, "carried", "", f"data.captions = {entry.table['captions']}")
@@ -160,7 +160,8 @@ def _legacy(draft: Draft) -> Entry | None:
     """The pictures of `train_data_dir`, whose sub-folders say their repeats by their names, here as there."""
     entry = Entry(draft, "")
     folder = draft.get("train_data_dir", text, "")
-    if not folder or not keep(draft, entry, "train_data_dir", folder):
+    why = "a picture without a caption has the rest of its folder's name there, and the trigger alone here"
+    if not folder or not keep(draft, entry, "train_data_dir", folder, why):
         draft.tell("train_data_dir", "refused", "it names no folder")
         return None
     for old in ("caption_extention",):

@@ -63,13 +63,20 @@ def schedule(draft: Draft, key: str, warmup: str, usual_warmup: int, updates: in
     if name == "constant":
         draft.tell(warmup, "dead", "the course constant has no warm-up there (constant_with_warmup has)")
         return
-    value = draft.get(warmup, number, float(usual_warmup))
+    value = draft.get(warmup, _share, float(usual_warmup))
     if 0 < value < 1 and updates is None:
         draft.tell(warmup, "refused", "a share of updates that only a plan knows: say optimizer.warmup in updates")
         return
     share = 0 < value < 1 and updates is not None
     count = round(value * (updates or 0)) if share else round(value)
     draft.settle(warmup, "optimizer.warmup", max(0, count), "a share of the updates" if share else "")
+
+
+def _share(value: object) -> float:
+    """A number, or a share in per cent as musubi-tuner takes it."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return number(value.strip()[:-1]) / 100
+    return number(value)
 
 
 def levels(draft: Draft, about: Meant | None, scheme: str, mean: str, std: str) -> None:
