@@ -36,9 +36,9 @@ class _Detached(torch.nn.Module):
         return self.linear(x.detach())
 
 
-def still(parameter, settings):
+def still(groups, settings):
     """An optimizer that moves nothing."""
-    return torch.optim.SGD([parameter], lr=0.0)
+    return torch.optim.SGD(list(groups), lr=0.0)
 
 
 class BrokenPlugin:

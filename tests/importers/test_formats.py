@@ -1,11 +1,12 @@
 """ai-toolkit, kohya and diffusers files, each with what is special about it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tomli
 
-from lorakit import Kit, Part, hookimpl
+from lorakit import FlowShift, Kit, Part, hookimpl, only
 from lorakit.checks import NO_PICTURES
 from lorakit.cli import run
 from lorakit.errors import PluginError
@@ -374,6 +375,66 @@ def test_a_model_that_no_family_knows_needs_a_family(tmp_path, capsys):
     assert tomli.loads(capsys.readouterr().out)["variant"] == "edit"
     assert run(["import", str(file), "--family", "qwen", "--variant", "edits"]) == 2
     assert "Known are" in capsys.readouterr().err
+
+
+class Several(Fake):
+    """A family of which one variant matches no flows, one is told of guidance, and one draws without."""
+
+    trainable_text = ("text_encoder",)
+    known_as = {"noisy": "noisy", "told": "told", "bare": "bare"}  # noqa: RUF012
+    variants = {  # noqa: RUF012
+        "noisy": replace(Fake.variants["small"], source="nobody/noisy"),
+        "told": replace(Fake.variants["small"], source="nobody/told", guidance="embedded", flow_shift=FlowShift()),
+        "bare": replace(Fake.variants["small"], source="nobody/bare", guidance="none", flow_shift=FlowShift()),
+    }
+    default_variant = "noisy"
+
+    @hookimpl
+    def scheduler_rules(self, request):
+        name = "ddpm" if request.settings.variant == "noisy" else "flowmatch"
+        yield only("scheduler.name", name, because="as it was trained")
+
+
+SEVERAL = Kit(discover=False, plugins={"fake": FakePlugin(Several())})
+
+
+def test_text_encoders_are_taught_where_the_family_may(tmp_path):
+    train = {"train_text_encoder": True, "lr": 1e-4, "min_snr_gamma": 5, "noise_scheduler": "ddpm"}
+    imported = given(tmp_path, "a.yaml", yaml_of(model={"arch": "noisy"}, train=train), SEVERAL)
+    assert imported.table["text_encoder"] == {"train": True, "learning_rate": 1e-4}
+    assert imported.table["scheduler"] == {"name": "ddpm", "min_snr_gamma": 5.0}
+    plans(imported, SEVERAL)
+
+    text = (
+        "train_network.py --network_module networks.lora --unet_lr 1e-4 --text_encoder_lr 5e-5 1e-6 --noise_offset 0.05"
+    )
+    imported = given(tmp_path, "a.sh", text, SEVERAL, family="fake", variant="noisy")
+    assert imported.table["text_encoder"] == {"train": True, "learning_rate": 5e-5}
+    assert imported.table["scheduler"] == {"noise_offset": 0.05}
+    plans(imported, SEVERAL)
+    imported = given(tmp_path, "a.sh", f"{text} --network_train_unet_only", SEVERAL, family="fake", variant="noisy")
+    assert imported.table["text_encoder"] == {"train": False}
+    assert told(imported)["text_encoder_lr"].fate == "dead"
+
+    text = "train_dreambooth_lora_fake.py --instance_data_dir a --instance_prompt b --train_text_encoder --snr_gamma 5"
+    imported = given(tmp_path, "a.sh", text, SEVERAL, family="fake", variant="noisy")
+    assert imported.table["text_encoder"] == {"train": True, "learning_rate": 5e-6}
+    assert imported.table["scheduler"] == {"min_snr_gamma": 5.0}
+    assert imported.table["lora"] == {"rank": 4, "alpha": 4.0}
+    plans(imported, SEVERAL)
+
+
+@pytest.mark.parametrize(("variant", "fate"), [("noisy", "carried"), ("told", "refused"), ("bare", "refused")])
+def test_guidance_is_what_the_variant_understands(tmp_path, variant, fate):
+    sample = {"neg": "blurry", "guidance_scale": 4}
+    imported = given(tmp_path, "a.yaml", yaml_of(model={"arch": variant}, sample=sample), SEVERAL)
+    assert told(imported)["sample.neg"].fate == fate
+    assert imported.table["sampling"].get("guidance") == (None if variant == "bare" else 4.0)
+    plans(imported, SEVERAL)
+    for text, usual in (("train_network.py --network_module networks.lora", 3.5), (EXAMPLE, 3.5)):
+        imported = given(tmp_path, "a.sh", text, SEVERAL, family="fake", variant=variant)
+        assert imported.table["train"].get("guidance") == (usual if variant == "told" else None)
+        plans(imported, SEVERAL)
 
 
 class Notes:

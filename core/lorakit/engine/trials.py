@@ -132,7 +132,7 @@ def optimizers(shelves: Shelves, device: torch.device) -> Iterator[Examined]:
 
 def _updated(part: Part, device: torch.device) -> str:
     parameter = nn.Parameter(torch.ones(WIDTH * TOKENS, device=device))
-    made = part.resolve()(parameter, Optimizer(learning_rate=1e-2))
+    made = part.resolve()([{"params": [parameter]}], Optimizer(learning_rate=1e-2))
     parameter.grad = torch.ones_like(parameter)
     made.step()
     moved = (parameter.detach() - 1).mean().item()

@@ -183,9 +183,7 @@ def _defaults(draft: Draft) -> None:
     """What ai-toolkit does where a file is silent, where lorakit would do something else."""
     for key, setting, value in (
         ("save.max_step_saves_to_keep", "save.keep", 5),
-        ("train.lr", "optimizer.learning_rate", 1e-6),
         ("datasets[0].caption_dropout_rate", "train.caption_dropout", 0.0),
-        ("sample.guidance_scale", "sampling.guidance", 7.0),
         ("sample.sample_steps", "sampling.steps", 20),
         ("sample.seed", "sampling.seed", 0),
         ("train.dtype", "train.precision", "fp32"),

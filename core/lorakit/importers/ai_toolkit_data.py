@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from lorakit.importers import ai_toolkit_keys as known
+from lorakit.importers.conditioning import drawn
 from lorakit.importers.draft import Draft, number, positive, text, texts, whole
 from lorakit.importers.entries import Entry, keep, resolve
 from lorakit.importers.keys import tell_all
@@ -24,7 +25,7 @@ def datasets(draft: Draft, about: Meant | None) -> None:
     )
     entries = [entry for place in places if (entry := _dataset(draft, f"datasets[{place}]."))]
     resolve(draft, entries)
-    edits = about is not None and about.family.variants[about.variant or about.family.default_variant].references
+    edits = about is not None and about.model.references
     if edits and not any("references" in entry.table for entry in entries):
         why = "ai-toolkit refuses an editing model without control pictures; lorakit teaches it without references"
         draft.remark("datasets[*].control_path", why)
@@ -135,11 +136,9 @@ def samples(draft: Draft, about: Meant | None) -> None:
             size(draft, f"sample.{side}", f"sampling.{side}", draft.get(f"sample.{side}", whole, 512), multiple)
         else:
             draft.unsaid(f"sample.{side}", f"sampling.{side}", 512 // multiple * multiple)
-    negative = draft.leaf("sample.neg")
-    if negative is not None and negative.value in (None, False, ""):
-        draft.tell("sample.neg", "carried", "an empty negative")
-    else:
-        draft.same("sample.neg", "sampling.negative", text)
+    drawn(draft, about, "sample.guidance_scale", "sample.neg")
+    if about is None or about.model.guidance != "none":
+        draft.unsaid("sample.guidance_scale", "sampling.guidance", 7.0)
 
 
 def _prompts(draft: Draft) -> list[tuple[str, list[str]]]:

@@ -57,7 +57,6 @@ TRAIN: Mapping[str, Told] = {
     "train.batch_size": Plain("train.batch_size", positive),
     "train.gradient_checkpointing": Plain("train.gradient_checkpointing", flag),
     "train.max_grad_norm": Plain("train.max_grad_norm", number),
-    "train.lr": Plain("optimizer.learning_rate", number),
     "train.unet_lr": Fixed("dead", "ai-toolkit gives train.lr to the adapter whatever this says"),
     "train.text_encoder_lr": Fixed("dead", "ai-toolkit gives train.lr to the adapter whatever this says"),
     "train.refiner_lr": Fixed("dead", "there is no refiner to teach"),
@@ -89,6 +88,7 @@ TRAIN: Mapping[str, Told] = {
     "train.skip_first_sample": Fixed("carried", "no preview is drawn before the first update"),
     "train.force_first_sample": Off("no preview before the first update; strength 0 at the end shows the base"),
     "train.start_step": Off("a run starts at its first update; `lorakit resume` goes on with one"),
+    "train.switch_boundary_every": Fixed("dead", "it is read for video models of two stages only"),
     "train.unload_text_encoder": Off(
         "ai-toolkit then teaches on the trigger alone, whatever captions say; here captions are cached and taught"
     ),
@@ -123,6 +123,9 @@ MODEL: Mapping[str, Told] = {
     "model.dtype": Fixed("dead", "ai-toolkit overwrites it with train.dtype"),
     "model.quantize_te": Fixed("refused", "the text encoder is run once in the training precision, and freed"),
     "model.qtype_te": Fixed("refused", "the text encoder is run once in the training precision, and freed"),
+    "model.text_encoder_bits": Fixed("refused", "the text encoder is run once in the training precision, and freed"),
+    "model.only_if_contains": Off("layers are chosen by lora.targets, the ends of their names"),
+    "model.ignore_if_contains": Off("layers are chosen by lora.targets, the ends of their names"),
     "model.low_vram": Fixed("carried", "weights are always read and quantized block by block"),
     "model.quantize_kwargs.*": Off(
         "every linear layer inside the blocks is quantized, but for those the family spares"
@@ -202,7 +205,6 @@ DATA: Mapping[str, Told] = {
 
 SAMPLE: Mapping[str, Told] = {
     "sample.sampler": Fixed("carried", "the sampler belongs to the training objective; for flow matching, Euler steps"),
-    "sample.guidance_scale": Plain("sampling.guidance", number),
     "sample.sample_steps": Plain("sampling.steps", whole),
     "sample.seed": Plain("sampling.seed", whole),
     "sample.walk_seed": Off("prompts have seeds one after another, always", (True,)),

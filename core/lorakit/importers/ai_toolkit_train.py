@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
+from lorakit.importers.conditioning import text_encoder, weighted
 from lorakit.importers.draft import Draft, flag, number, positive, text, texts, whole
 from lorakit.importers.names import Meant
 from lorakit.importers.report import shown
@@ -62,10 +63,10 @@ def training(draft: Draft, about: Meant | None, document: Document) -> None:
     _optimizer(draft, length)
     _average(draft, length)
     _objective(draft, about)
-    if draft.get("train.train_text_encoder", flag, False):
-        draft.tell("train.train_text_encoder", "refused", "lorakit trains no text encoder: it is run once, and cached")
-    else:
-        draft.put("train.train_text_encoder", "text_encoder.train", False)
+    trained = draft.get("train.train_text_encoder", flag, False)
+    rate = draft.setting("optimizer.learning_rate")  # ai-toolkit gives both the same
+    text_encoder(draft, about, "train.train_text_encoder", trained=trained, usual=rate)
+    weighted(draft, about, ("train.min_snr_gamma", "train.snr_gamma"), "train.noise_offset")
     unet = draft.get("train.train_unet", flag, True)
     draft.tell("train.train_unet", "carried" if unet else "refused", "the denoiser is what is taught, always")
     precision(draft, "train.dtype")
@@ -192,6 +193,7 @@ def _optimizer(draft: Draft, length: Length) -> None:
     asked = draft.get("train.optimizer", text, "adamw").lower()
     name = OPTIMIZERS.get(asked, "adamw8bit" if asked.endswith("8bit") else "adamw")
     exact = asked in ("adamw", "adamw8bit")
+    draft.settle("train.lr", "optimizer.learning_rate", draft.get("train.lr", number, 1e-6))
     draft.settle(
         "train.optimizer", "optimizer.name", name, "" if exact else f"lorakit has no {asked}; check the learning rate"
     )
@@ -265,10 +267,12 @@ def _average(draft: Draft, length: Length) -> None:
 
 
 def _objective(draft: Draft, about: Meant | None) -> None:
-    flows = about is None or about.family.flow_shift is not None
+    flows = about is None or about.flows
     asked = draft.get("train.noise_scheduler", text, "ddpm").lower()
     if asked == "flowmatch" and flows:
         draft.put("train.noise_scheduler", "scheduler.name", "flowmatch")
+    elif asked == "ddpm" and not flows:
+        draft.put("train.noise_scheduler", "scheduler.name", "ddpm")
     else:
         draft.tell("train.noise_scheduler", "changed", "the objective is the one that the family was trained with")
     way = draft.get("train.timestep_type", text, "sigmoid").lower()

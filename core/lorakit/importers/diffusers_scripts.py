@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lorakit.family import Family
 from lorakit.importers.commands import Command
+from lorakit.importers.conditioning import text_encoder, told, weighted
 from lorakit.importers.document import Document
 from lorakit.importers.draft import Draft, flag, number, positive, text, whole
 from lorakit.importers.entries import Entry, keep
@@ -42,9 +43,7 @@ ARGUMENTS: Mapping[str, Told] = {
     "offload": CACHED,
     "center_crop": Fixed("carried", "pictures are put into buckets of their shape, and cut in the middle"),
     "random_flip": Off("pictures are not mirrored; a mirrored face is another one"),
-    "train_text_encoder": Off("lorakit trains no text encoder"),
-    "train_text_encoder_ti": Off("lorakit trains no text encoder"),
-    "text_encoder_lr": Fixed("dead", "it is read with train_text_encoder only"),
+    "train_text_encoder_ti": Off("no words are taught by inversion"),
     "with_prior_preservation": CLASSES,
     "prior_loss_weight": Fixed("dead", "it is read with with_prior_preservation only"),
     "num_class_images": Fixed("dead", "it is read with with_prior_preservation only"),
@@ -56,7 +55,6 @@ ARGUMENTS: Mapping[str, Told] = {
     "lr_power": Fixed("dead", "it is read with polynomial only"),
     "mode_scale": Fixed("dead", "it is read with weighting_scheme mode only"),
     "snr_gamma": Off("another weight of the loss; here every noise level counts as the objective says"),
-    "guidance_scale": Off("the guidance that the model is told in training is the family's own", (1,)),
     "num_validation_images": Fixed("refused", "one picture for each prompt"),
     "skip_final_inference": Fixed("refused", "say sampling.strengths = [] to draw nothing at the end"),
     "max_sequence_length": Fixed("refused", "captions are cut where the family's text encoder cuts them"),
@@ -121,6 +119,10 @@ class DiffusersScripts:
         schedule(draft, "lr_scheduler", "lr_warmup_steps", 500, draft.setting("train.updates"))
         levels(draft, about, "weighting_scheme", "logit_mean", "logit_std")
         launcher(draft)
+        trained = draft.get("train_text_encoder", flag, False)
+        text_encoder(draft, about, "train_text_encoder", trained=trained, rate="text_encoder_lr", usual=5e-6)
+        told(draft, about, "guidance_scale", 3.5)
+        weighted(draft, about, ("snr_gamma",), "noise_offset")
         _data(draft)
         _previews(draft)
         tell_all(draft, ARGUMENTS)
@@ -141,7 +143,7 @@ def _length(draft: Draft) -> None:
 
 
 def _adapter(draft: Draft, about: Meant | None) -> None:
-    if about is not None and about.family.flow_shift is None:
+    if about is not None and not about.flows:
         rank = float(draft.get("rank", positive, 4))
         draft.settle("lora_alpha", "lora.alpha", rank, "the example sets alpha to the rank")
     else:

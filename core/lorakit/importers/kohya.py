@@ -9,6 +9,7 @@ from pathlib import Path
 from lorakit.family import Family
 from lorakit.importers import kohya_keys as known
 from lorakit.importers.commands import Command
+from lorakit.importers.conditioning import text_encoder, told, weighted
 from lorakit.importers.document import TOML, Document, read
 from lorakit.importers.draft import Draft, flag, is_off, number, positive, text, texts
 from lorakit.importers.keys import tell_all
@@ -67,6 +68,7 @@ class Kohya:
         _length(draft)
         _optimizer(draft)
         _objective(draft, about)
+        _conditioning(draft, about)
         _rest(draft, about)
         subsets(draft)
         previews(draft, document, about)
@@ -214,7 +216,7 @@ def _number(value: str | None) -> float | None:
 def _objective(draft: Draft, about: Meant | None) -> None:
     """How noise levels are drawn; outside `sigma` the weighting scheme does nothing there."""
     way = draft.get("timestep_sampling", text, "sigma").lower()
-    if (about is not None and about.family.flow_shift is None) or way == "sigma":
+    if (about is not None and not about.flows) or way == "sigma":
         draft.tell("timestep_sampling", "carried", "evenly, or as weighting_scheme says")
         levels(draft, about, "weighting_scheme", "logit_mean", "logit_std")
         draft.tell("discrete_flow_shift", "dead", "the training schedule of timestep_sampling sigma never reads it")
@@ -272,6 +274,20 @@ def _rest(draft: Draft, about: Meant | None) -> None:
         )
 
 
+def _conditioning(draft: Draft, about: Meant | None) -> None:
+    """Text encoders, which sd-scripts teaches unless it is told not to, and what else the model is told."""
+    musubi = draft.has("dit")
+    cached = any(draft.get(key, flag, False) for key in ("cache_text_encoder_outputs", "network_train_unet_only"))
+    if not musubi:
+        rate = draft.setting("optimizer.learning_rate")
+        key = "network_train_unet_only"
+        text_encoder(draft, about, key, trained=not cached, rate="text_encoder_lr", usual=rate)
+    told(draft, about, "guidance_scale", 1.0 if musubi else 3.5)
+    weighted(draft, about, ("min_snr_gamma",), "noise_offset")
+    if about is not None and not about.flows and draft.get("v_parameterization", flag, False):
+        draft.put("v_parameterization", "scheduler.prediction", "v_prediction")
+
+
 def _defaults(draft: Draft) -> None:
     """What the trainers do where their arguments are silent, where lorakit would do something else."""
     for key, setting, value in (
@@ -282,8 +298,3 @@ def _defaults(draft: Draft) -> None:
         draft.unsaid(key, setting, value)
     scale = f"the default there, so that the adapter's effect is scaled by 1 / {draft.setting('lora.rank')}"
     draft.unsaid("network_alpha", "lora.alpha", 1.0, scale)
-    cached = draft.has("cache_text_encoder_outputs") or draft.has("dit")
-    if not draft.has("network_train_unet_only") and not cached:
-        draft.remark(
-            "network_train_unet_only", "sd-scripts then teaches the text encoders too; lorakit teaches none", "refused"
-        )

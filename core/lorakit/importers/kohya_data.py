@@ -206,7 +206,8 @@ def _flags(draft: Draft, parts: list[list[str]], about: Meant | None) -> str:
     multiple = about.family.side_multiple if about else 16
     for name, value in first.items():
         setting = SET_BY.get(name)
-        if setting is None:
+        guided = about is None or about.model.guidance == "true" or (name != "n" and about.model.guidance != "none")
+        if setting is None or (name in "nl" and not guided):
             continue
         try:
             if name in ("w", "h"):

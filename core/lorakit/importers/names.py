@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lorakit.family import Family
+from lorakit.family import Family, Variant
 from lorakit.registry import Shelf
 
 
@@ -16,6 +16,16 @@ class Meant:
     family: Family
     variant: str
     key: str
+
+    @property
+    def model(self) -> Variant:
+        """The published model: the variant, or the family's usual one."""
+        return self.family.variants[self.variant or self.family.default_variant]
+
+    @property
+    def flows(self) -> bool:
+        """Whether the model was trained to match flows."""
+        return self.model.flow_shift is not None
 
 
 def plain(name: str) -> str:

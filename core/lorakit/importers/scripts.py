@@ -81,7 +81,7 @@ def _share(value: object) -> float:
 
 def levels(draft: Draft, about: Meant | None, scheme: str, mean: str, std: str) -> None:
     """Noise levels of the diffusers kind: uniform, or logit-normal with a mean and a spread."""
-    if about is not None and about.family.flow_shift is None:
+    if about is not None and not about.flows:
         for key in (scheme, mean, std):
             draft.tell(key, "dead", "it is read for flow matching only")
         return

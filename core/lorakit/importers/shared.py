@@ -30,7 +30,7 @@ def say_family(draft: Draft, about: Meant | None) -> None:
 def source(draft: Draft, key: str, about: Meant) -> None:
     """Where the weights are: the variant's own repository, another or a folder; single files are not read."""
     name = draft.get(key, text, "")
-    published = about.family.variants[about.variant or about.family.default_variant].source
+    published = about.model.source
     if not draft.has(key):
         return
     if name.lower() == published.lower():
