@@ -5,6 +5,15 @@ from __future__ import annotations
 from lorakit.hooks import hookimpl
 from lorakit.registry import Part, Registry
 
+OPTIMIZERS = (
+    Part(name="adamw", summary="AdamW, fused", load="lorakit.engine.optimizers:adamw"),
+    Part(
+        name="adamw8bit",
+        summary="AdamW with both moments in 8 bits, by bitsandbytes",
+        load="lorakit.engine.optimizers:adamw8bit",
+        requires=("bitsandbytes",),
+    ),
+)
 IMPORTERS = (
     Part(name="ai-toolkit", summary="a YAML of ai-toolkit", load="lorakit.importers.ai_toolkit:AiToolkit"),
     Part(
@@ -69,16 +78,7 @@ def register(registry: Registry) -> None:
             install="optimum-quanto",
         )
     )
-    registry.optimizer(
-        Part(name="adamw", summary="AdamW, fused", load="lorakit.engine.optimizers:adamw"),
-    )
-    registry.optimizer(
-        Part(
-            name="adamw8bit",
-            summary="AdamW with both moments in 8 bits, by bitsandbytes",
-            load="lorakit.engine.optimizers:adamw8bit",
-            requires=("bitsandbytes",),
-        )
-    )
+    for optimizer in OPTIMIZERS:
+        registry.optimizer(optimizer)
     for importer in IMPORTERS:
         registry.importer(importer)
