@@ -217,6 +217,24 @@ def test_any_command_line_is_read_or_refused(words, importer):
     survives(Document(Path("a.sh"), f"python {script} {' '.join(words)}\n"), importer)
 
 
+def test_names_that_no_system_takes(tmp_path):
+    file = tmp_path / "a.sh"
+    for name in ("x" * 5000 + ".toml", "~nobody_at_all/a.toml"):
+        file.write_text(
+            f"train_network.py --network_module networks.lora --dataset_config {name} --config_file {name} "
+            f"--sample_prompts {name.replace('toml', 'txt')} --train_data_dir {name}"
+        )
+        lines = {line.key: line.fate for line in KIT.imported(file, family="qwen").lines}
+        assert lines["dataset_config"] == lines["config_file"] == lines["sample_prompts"] == "refused"
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        json.dumps(
+            {"train": {"lr": 1e-4}, "model": {"arch": "qwen_image"}, "datasets": [{"folder_path": "4_" + "x" * 5000}]}
+        )
+    )
+    assert KIT.imported(file).table["data"]
+
+
 def test_the_parts_that_core_brings_are_importers():
     for name, part in KIT.shelves.importers.items():
         assert isinstance(part, Part)

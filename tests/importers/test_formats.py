@@ -12,6 +12,7 @@ from lorakit.cli import run
 from lorakit.errors import PluginError
 from lorakit.importers.written import to_toml
 from tests.core.fake import Fake, FakePlugin
+from tests.docs.pages import blocks
 
 KIT = Kit()
 
@@ -527,3 +528,12 @@ def test_a_foreign_toml_is_taken_for_config_too(tmp_path, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["settings"]["lora"]["rank"] == 16
     assert [one["message"] for one in plan["problems"] if one["severity"] == "error"] == [NO_PICTURES]
+
+
+def test_the_importer_of_the_plugin_page(tmp_path):
+    text = next(block.text for block in blocks("python") if block.file == "house_import.py")
+    (tmp_path / "house_import.py").write_text(text)
+    kit = Kit(files=[tmp_path / "house_import.py"])
+    imported = given(tmp_path, "settings.old", "size=8\nspeed=1e-4\ncolour=red\n", kit)
+    assert imported.table == {"family": "qwen", "lora": {"rank": 8}, "optimizer": {"learning_rate": 1e-4}}
+    assert [line.fate for line in imported.lines] == ["carried", "carried", "unknown"]

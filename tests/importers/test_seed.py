@@ -86,7 +86,7 @@ def test_the_length_is_told_with_its_arithmetic(here):
     assert "makes 850 updates" in finding
     assert "every 85 updates makes 10" in finding
     assert "'Every epoch (3400 / 10)'" in finding
-    assert "7 x 40 + 3 x 20 = 340 passes, so that is 10 epochs" in finding
+    assert "By the folders' repeats an epoch is 7 x 40 + 3 x 20 = 340 passes, so that is 10 epochs" in finding
 
 
 @pytest.mark.parametrize("key", ["      epochs: 10", "      num_epochs: 10"])

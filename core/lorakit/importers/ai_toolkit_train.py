@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
@@ -127,10 +128,9 @@ def _contradictions(draft: Draft, length: Length, document: Document) -> None:
     """What the file says of its length in other ways, and the reading that was chosen."""
     said = next((key for key in EPOCHS if draft.has(key)), "")
     epochs = draft.get(said, number, 0.0) if said else 0.0
-    folders = [(leaf.value, pictures_in(leaf.value)) for leaf in _folders(draft)]
-    repeated = [(folder, repeats_of(folder), pictures) for folder, pictures in folders]
-    passes = sum(repeats * pictures for _, repeats, pictures in repeated)
-    named = any(repeats > 1 for _, repeats, _ in repeated)
+    repeated = list(_repeated(draft))
+    passes = sum(repeats * pictures for repeats, pictures in repeated)
+    named = any(repeats > 1 for repeats, _ in repeated)
     comment = _comment(draft, document, "save.save_every")
     if not (epochs or named or "epoch" in comment.lower()):
         return
@@ -138,9 +138,9 @@ def _contradictions(draft: Draft, length: Length, document: Document) -> None:
     if comment and "epoch" in comment.lower():
         words.append(f"The comment beside save_every says '{comment}', and ai-toolkit counts no epochs.")
     if passes:
-        sums = " + ".join(f"{pictures} x {repeats}" for _, repeats, pictures in repeated)
+        sums = " + ".join(f"{pictures} x {repeats}" for repeats, pictures in repeated)
         words.append(
-            f"By the folders' names an epoch is {sums} = {passes:,} passes, so that is "
+            f"By the folders' repeats an epoch is {sums} = {passes:,} passes, so that is "
             f"{count(length.passes / passes, 'epoch')}."
         )
     elif named:
@@ -174,12 +174,13 @@ def _against(said: str, epochs: float, length: Length, passes: int) -> str:
     return f"{said} = {epochs:g} would be{guess} {total:,} passes and {updates:,} updates, which contradicts that."
 
 
-def _folders(draft: Draft) -> list:  # type: ignore[type-arg]
-    return [
-        leaf
-        for leaf in draft.below("datasets[")
-        if leaf.key.endswith((".folder_path", ".dataset_path")) and isinstance(leaf.value, str)
-    ]
+def _repeated(draft: Draft) -> Iterator[tuple[int, int]]:
+    """How often each folder is shown an epoch, as it is said or as its name says, and how many pictures it holds."""
+    for leaf in list(draft.below("datasets[")):
+        prefix, _, name = leaf.key.rpartition(".")
+        if name in ("folder_path", "dataset_path") and isinstance(leaf.value, str):
+            repeats = draft.get(f"{prefix}.num_repeats", positive, None) or repeats_of(leaf.value)
+            yield repeats, pictures_in(leaf.value)
 
 
 def _comment(draft: Draft, document: Document, key: str) -> str:

@@ -18,7 +18,7 @@ from lorakit.importers.leaf import Leaf
 from lorakit.importers.names import Meant, meant
 from lorakit.importers.report import Imported, shown
 from lorakit.importers.scripts import launcher, levels, of, optimizer, others, schedule
-from lorakit.importers.shared import HALF, run_name, say_family, source
+from lorakit.importers.shared import HALF, is_file, run_name, say_family, source
 from lorakit.registry import Shelf
 
 ARGUMENTS = {
@@ -63,7 +63,7 @@ class Kohya:
         draft = Draft("kohya", document.name, arguments)
         if command is not None:
             others(draft, document.commands, command)
-        _told_files(draft, dataset, named)
+        _told_files(draft, dataset, named, _named(document, arguments, "config_file"))
         about = _model(draft, families, command, given)
         _length(draft)
         _optimizer(draft)
@@ -110,23 +110,20 @@ def _named(document: Document, arguments: Iterable[Leaf], key: str) -> Document 
     for ending in ("", ".toml"):
         for folder in (Path(), document.path.parent):
             path = folder / f"{name}{ending}"
-            if name and path.suffix.lower() in TOML and path.is_file():
+            if name and path.suffix.lower() in TOML and is_file(path):
                 return read(path)
     return None
 
 
-def _told_files(draft: Draft, dataset: Document | None, named: Document | None) -> None:
-    for key in ("dataset_config", "config_file"):
-        if dataset is not None and key == "dataset_config":
-            draft.tell(key, "carried", f"{dataset.name} is read in its place")
-        elif draft.has(key):
-            here = any(leaf.file for leaf in draft.below("")) if key == "config_file" else named is not None
-            missing = (
-                "there is no such file here: name it with --dataset"
-                if key == "dataset_config"
-                else "there is no such file here"
-            )
-            draft.tell(key, "carried" if here else "refused", "read too" if here else missing)
+def _told_files(draft: Draft, dataset: Document | None, named: Document | None, more: Document | None) -> None:
+    if dataset is not None:
+        draft.tell("dataset_config", "carried", f"{dataset.name} is read in its place")
+    elif named is not None:
+        draft.tell("dataset_config", "carried", "read too")
+    else:
+        draft.tell("dataset_config", "refused", "there is no such file here: name it with --dataset")
+    here = more is not None
+    draft.tell("config_file", "carried" if here else "refused", "read too" if here else "there is no such file here")
 
 
 def _model(draft: Draft, families: Shelf[Family], command: Command | None, given: Meant | None) -> Meant | None:

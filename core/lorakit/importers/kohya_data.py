@@ -15,7 +15,7 @@ from lorakit.importers.entries import Entry, keep, resolve
 from lorakit.importers.keys import tell_all
 from lorakit.importers.names import Meant
 from lorakit.importers.report import shown
-from lorakit.importers.shared import repeats_of
+from lorakit.importers.shared import is_file, repeats_of
 
 FOLDERS = ("image_dir", "image_directory")
 PLACE = re.compile(r"(datasets\[(\d+)\]\.(?:subsets\[(\d+)\]\.)?)")
@@ -180,7 +180,7 @@ def previews(draft: Draft, document: Document, about: Meant | None) -> None:
     if not name:
         draft.tell("sample_prompts", "carried", "none: the first captions are drawn")
         return None
-    path = next((one for one in (Path(name), document.path.parent / name) if one.is_file()), None)
+    path = next((one for one in (Path(name), document.path.parent / name) if is_file(one)), None)
     if path is None or path.suffix.lower() != ".txt":
         why = "there is no such file here" if path is None else "only a text file, a prompt a line, is read"
         draft.tell("sample_prompts", "refused", f"{why}: the first captions are drawn, or sampling.prompts")

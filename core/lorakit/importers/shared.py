@@ -88,6 +88,14 @@ def pictures_in(folder: str) -> int:
         return 0
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no system takes is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def repeats_of(folder: str) -> int:
     """How often a folder is shown an epoch by its name; 1 where that says nothing."""
     named = REPEATED.match(folder.replace("\\", "/").rstrip("/").rpartition("/")[2])
