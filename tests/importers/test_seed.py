@@ -148,6 +148,7 @@ TOY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_toy_run_of_the_whole_file_trains(here, capsys):
     """Folders and model are small; int8, adamw8bit, the average, the edit template and the rest are the file's."""
     sets = [word for key, value in TOY.items() for word in ("--set", f"{key}={json.dumps(value)}")]
