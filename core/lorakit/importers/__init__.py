@@ -68,7 +68,9 @@ def imported(
     if name is None:
         known = "; ".join(f"{name}: {part.summary}" for name, part in importers.items())
         raise ConfigError(
-            f"{path} is no configuration that lorakit knows", why=f"known are {known}", fix="Say which with --from."
+            f"{path} is no configuration that lorakit knows",
+            why=f"known are {known}",
+            fix="Say which with --from; a TOML of lorakit's own is given with --config.",
         )
     reader: Importer = importers.find(name, "--from").resolve()()
     given = _given(families, family, variant) if family else None
