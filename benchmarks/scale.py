@@ -99,7 +99,9 @@ def train(folder: str) -> None:
     gc.enable()
     kit = Kit()
     settings = {"updates": UPDATES, "epochs": None, "accumulation": 1}
-    asked = wanted(folder, preset="toy", name=f"run-{os.getpid()}", output=f"{folder}-runs", train=settings, sampling={"every": 0})
+    asked = wanted(
+        folder, preset="toy", name=f"run-{os.getpid()}", output=f"{folder}-runs", train=settings, sampling={"every": 0}
+    )
     for _ in kit.train(kit.plan(asked)):
         pass
 

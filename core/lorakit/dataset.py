@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ from lorakit import captions, pairs, pictures
 from lorakit.buckets import Fit, Shape, fit
 from lorakit.errors import DataError
 from lorakit.pairs import Entry
+from lorakit.recall import WORTH_IT, Recall
+from lorakit.remembered import Notebook
 from lorakit.words import count
 
 if TYPE_CHECKING:  # plugins that bring a family are loaded for `lorakit --help`, which has no use for settings
@@ -116,14 +120,14 @@ class Dataset:
 
     def digest(self) -> str:
         """What the run was planned for: names, sizes, repeats, captions and references, wherever the folders lie."""
-        told = [
-            [
-                sample.folder, sample.path.name, str(sample.size), sample.repeats, sample.caption,
-                [[one.path.name, str(one.size)] for one in sample.references],
-            ]
-            for sample in self.samples
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        made, between = hashlib.sha256(b"["), ""  # of one list in JSON, a sample at a time
+        for sample in self.samples:
+            seen = [[one.path.name, str(one.size)] for one in sample.references]
+            told = [sample.folder, sample.path.name, str(sample.size), sample.repeats, sample.caption, seen]
+            made.update(f"{between}{json.dumps(told)}".encode())
+            between = ", "
+        made.update(b"]")
+        return made.hexdigest()
 
     def buckets(self) -> dict[Bucket, int]:
         """Pictures per bucket, repeats counted."""
@@ -146,22 +150,25 @@ def index(data: Sequence[PlannedData], sizing: Sizing) -> Dataset:
     uncaptioned: list[tuple[Path, str]] = []
     unreadable: list[str] = []
     small = 0
-    for folder, entry in (pair for one in data for pair in _entries(one)):
-        size = pictures.size(entry.path, unreadable)
+    entries = [pair for one in data for pair in _entries(one)]
+    recall = Recall(Notebook() if len(entries) >= WORTH_IT else None)
+    sizes = [recall.size(entry.path, unreadable) for _, entry in entries]  # one kind of file after the other is faster
+    for (folder, entry), size in zip(entries, sizes, strict=True):
         if size is None or not _large_enough(entry.path, size, sizing.side_multiple, unreadable):
             continue
-        caption = _caption(entry, folder.data, uncaptioned)
+        caption = _caption(entry, folder.data, recall, uncaptioned)
         brought = fit(size, folder.data.resolution, sizing.side_multiple)
         small += size.width * size.height < (folder.data.resolution - sizing.side_multiple) ** 2
-        seen = tuple(_measured(entry.references, sizing, unreadable))
+        seen = tuple(_measured(entry.references, sizing, recall, unreadable))
         samples.append(Sample(entry.path, caption, size, brought, folder.repeats, folder.path.name, seen))
+    recall.save()
     if unreadable:
         raise DataError(
             f"{count(len(unreadable), 'picture')} cannot be used: {_some(unreadable)}",
             fix="Mend, replace or remove them; nothing was started.",
         )
     notes = (*_caption_notes(uncaptioned, len(samples)), *_size_notes(samples, small), *_folder_notes(data))
-    _check_paths_are_distinct(samples)
+    _check_paths_are_distinct(samples, recall)
     _check_reference_counts(samples, sizing.most)
     return Dataset(tuple(samples), notes)
 
@@ -169,16 +176,16 @@ def index(data: Sequence[PlannedData], sizing: Sizing) -> Dataset:
 def previewed(paths: Sequence[str], sizing: Sizing) -> tuple[Reference, ...]:
     """The reference pictures of a preview, measured, or a DataError that names what cannot be used."""
     unreadable: list[str] = []
-    found = tuple(_measured([Path(path) for path in paths], sizing, unreadable))
+    found = tuple(_measured([Path(path) for path in paths], sizing, Recall(None), unreadable))
     if unreadable:
         what = f"references of previews cannot be used: {_some(unreadable)}"
         raise DataError(what, where="sampling.references", fix="Check the paths.")
     return found
 
 
-def _measured(paths: Iterable[Path], sizing: Sizing, unreadable: list[str]) -> Iterator[Reference]:
+def _measured(paths: Iterable[Path], sizing: Sizing, recall: Recall, unreadable: list[str]) -> Iterator[Reference]:
     for path in paths:
-        size = pictures.size(path, unreadable)
+        size = recall.size(path, unreadable)
         if size is not None:
             text_shape = sizing.text_shape(size) if sizing.text_shape else None
             yield Reference(path, size, sizing.shape(size), text_shape)
@@ -202,11 +209,10 @@ def _folders(data: PlannedData, root: Path) -> Iterator[_Folder]:
         raise DataError(f"there is no folder {root}", where="data.folder", fix="Check the path.")
     if not root.is_dir():
         raise DataError(f"{root} is a file, not a folder", where="data.folder", fix="Name the folder it is in.")
-    if any(True for _ in pictures.found(root)):
+    if pictures.any_in(root):
         yield _Folder(root, _repeats(root, data), data)
         return
-    inner = [path for path in sorted(root.iterdir()) if path.is_dir() and REPEATS.match(path.name)]
-    inner = [path for path in inner if any(True for _ in pictures.found(path))]
+    inner = [path for path in _named_like_repeats(root) if pictures.any_in(path)]
     if not inner:
         raise DataError(
             f"{root} holds no pictures",
@@ -215,6 +221,12 @@ def _folders(data: PlannedData, root: Path) -> Iterator[_Folder]:
         )
     for path in inner:
         yield _Folder(path, _repeats(path, data), data)
+
+
+def _named_like_repeats(root: Path) -> list[Path]:
+    """The sub-folders named like `40_name`, in order."""
+    with os.scandir(root) as entries:
+        return sorted(root / entry.name for entry in entries if REPEATS.match(entry.name) and entry.is_dir())
 
 
 def _repeats(folder: Path, data: PlannedData) -> int:
@@ -233,11 +245,11 @@ def _large_enough(path: Path, size: Shape, side_multiple: int, unreadable: list[
     return False
 
 
-def _caption(entry: Entry, data: PlannedData, uncaptioned: list[tuple[Path, str]]) -> str:
+def _caption(entry: Entry, data: PlannedData, recall: Recall, uncaptioned: list[tuple[Path, str]]) -> str:
     """The picture's caption with the folder's trigger; a picture without text of its own is noted."""
     path, text = entry.path, entry.caption
     if text is None:
-        text = "" if data.captions == "none" else captions.beside(path, data.captions)
+        text = "" if data.captions == "none" else recall.caption(path, data.captions)
     if not text and (data.captions != "none" or not data.trigger):
         uncaptioned.append((path, data.trigger))
     if "[trigger]" in text and not data.trigger:
@@ -275,16 +287,17 @@ def _folder_notes(data: Sequence[PlannedData]) -> tuple[str, ...]:
     passed = [
         str(inner)
         for root in roots
-        if any(True for _ in pictures.found(root))
-        for inner in sorted(root.iterdir())
-        if inner.is_dir() and REPEATS.match(inner.name) and inner not in roots
+        if pictures.any_in(root)
+        for inner in _named_like_repeats(root)
+        if inner not in roots
     ]
     return (f"not read, because the folder above holds pictures itself: {_some(passed)}",) if passed else ()
 
 
-def _check_paths_are_distinct(samples: Iterable[Sample]) -> None:
-    counts = Counter(sample.path.resolve() for sample in samples)
-    twice = [str(path) for path, count in counts.items() if count > 1]
+def _check_paths_are_distinct(samples: Iterable[Sample], recall: Recall) -> None:
+    resolve = lru_cache(maxsize=64)(os.path.realpath)
+    counts = Counter(recall.real(str(sample.path), resolve) for sample in samples)
+    twice = [path for path, count in counts.items() if count > 1]
     if twice:
         raise DataError(
             f"{count(len(twice), 'picture')} named more than once: {_some(twice)}",
