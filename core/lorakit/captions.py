@@ -92,11 +92,22 @@ def misses(caption: str, trigger: str, advice: CaptionAdvice) -> Iterator[str]:
 def _parts(caption: str, trigger: str, advice: CaptionAdvice) -> Iterator[tuple[int, str]]:
     """The parts that can be told, in the caption's order, each with its place in the advised one."""
     last = -1
+    shown = _shown(trigger.lower(), advice)
     for part in caption.lower().split(","):
-        for place, (name, words) in enumerate(advice.order):
-            shown = (trigger.lower(),) if name == SUBJECT and trigger else words
-            if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", part) for word in shown):
+        for place, (name, words) in enumerate(shown):
+            if words is not None and words.search(part):
                 if place != last:
                     yield place, name
                 last = place
                 break
+
+
+@lru_cache(maxsize=64)
+def _shown(trigger: str, advice: CaptionAdvice) -> tuple[tuple[str, re.Pattern[str] | None], ...]:
+    """The parts of the advice, each with what shows it; None where nothing does."""
+    found = []
+    for name, words in advice.order:
+        asked = (trigger,) if name == SUBJECT and trigger else words
+        any_of = "|".join(map(re.escape, asked))
+        found.append((name, re.compile(rf"(?<!\w)(?:{any_of})(?!\w)") if asked else None))
+    return tuple(found)

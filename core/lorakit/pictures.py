@@ -51,7 +51,7 @@ def size(path: Path, unreadable: list[str]) -> Shape | None:
         if (found := _size_by_head(path)) is not None:
             return found
         with Image.open(path) as image:
-            return _size_of(image)
+            return size_of(image)
     except UnidentifiedImageError:
         unreadable.append(f"{path} (not a picture)")
     except (OSError, ValueError, LookupError, SyntaxError, Image.DecompressionBombError) as error:
@@ -71,11 +71,12 @@ def _size_by_head(path: Path) -> Shape | None:
     if not head.startswith(b"\xff\xd8\xff"):
         return None
     with suppress(Exception), Image.open(BytesIO(head), formats=("JPEG",)) as image:
-        return _size_of(image)
+        return size_of(image)
     return None
 
 
-def _size_of(image: Image.Image) -> Shape:
+def size_of(image: Image.Image) -> Shape:
+    """The size of an opened picture as seen."""
     width, height = image.size
     if image.format == "TIFF":  # newer Pillow gives the size as seen, older the size as stored
         width, height = (image.getexif()[tag] for tag in STORED_SIDES)
