@@ -52,7 +52,7 @@ _ERRORS = (
 )
 _WARNINGS = (
     ("duplicate", "the same file as another", "Keep one of them; data.repeats says how often it is shown."),
-    ("near", "nearly the same as another", "Keep the best one, unless that weight is meant: likeness is learned twice."),
+    ("near", "nearly the same as another", "Keep the best one, unless that weight is meant: it is learned twice."),
     ("upscaled", "enlarged or blurred", "Use the original: the model learns the blur as well."),
     ("tiny", "of less than a quarter of the training area", "Use a larger original; details are learned as they are."),
     ("extreme", "longer than 4 to 1", "Cut it yourself: only a part of it is shown."),
@@ -74,7 +74,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         *(Kind(name, Weight.ERROR, says, advice) for name, says, advice in _ERRORS),
-        Kind("stray", Weight.ERROR, "of no picture", "Name it like its picture: a.png or a_1.png for a.png.", "reference"),
+        Kind("stray", Weight.ERROR, "of no picture", "Name it like its picture: a_1.png for a.png.", "reference"),
         *(Kind(name, Weight.WARNING, says, advice) for name, says, advice in _WARNINGS),
         Kind("advice", Weight.WARNING, "not as the family advises", "", "text"),
         Kind("folder", Weight.WARNING, "not read", "Name it too, or move its pictures.", "folder"),

@@ -95,13 +95,13 @@ def _shown(image: Image.Image, digest: str) -> Look:
     from PIL import Image
 
     size, turned = size_of(image), orientation(image)
-    image.draft(None, tuple(math.ceil(side * BASE / math.sqrt(size.width * size.height)) for side in image.size))
+    share = BASE / math.sqrt(size.width * size.height)
+    image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
     image.load()
     rgb = _over_white(image)
     factor = max(1, int(math.sqrt(rgb.width * rgb.height) / BASE))
     base = rgb.reduce(factor) if factor > 1 else rgb
     small = _upright(base.reduce(max(1, min(base.size) // THUMB)), turned)
-    low, high = zip(*small.getextrema(), strict=True)
     grays = small.convert("L").resize((9, 9), Image.Resampling.LANCZOS)
     return Look(
         digest=digest,
@@ -109,7 +109,7 @@ def _shown(image: Image.Image, digest: str) -> Look:
         height=size.height,
         transparent=_see_through(image),
         grey=_without_colour(small),
-        flat=max(b - a for a, b in zip(low, high, strict=True)) <= FLAT,
+        flat=max(_highest(one) - _lowest(one) for one in small.split()) <= FLAT,
         hash=f"{dhash.dhash_int(list(grays.tobytes())):032x}",
         colours=small.resize((SPOTS, SPOTS), Image.Resampling.BOX).tobytes().hex(),
         side=round(math.sqrt(base.width * base.height), 1),
@@ -134,7 +134,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _see_through(image: Image.Image) -> bool:
-    return _has_alpha(image) and image.convert("RGBA").getextrema()[3][0] < 255  # type: ignore[index, operator]
+    return _has_alpha(image) and _lowest(image.convert("RGBA").getchannel("A")) < 255
 
 
 def _without_colour(small: Image.Image) -> bool:
@@ -142,7 +142,15 @@ def _without_colour(small: Image.Image) -> bool:
 
     red, green, blue = small.split()
     differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
-    return all(one.getextrema()[1] <= GREY for one in differences)  # type: ignore[operator]
+    return all(_highest(one) <= GREY for one in differences)
+
+
+def _lowest(channel: Image.Image) -> int:
+    return next(value for value, number in enumerate(channel.histogram()) if number)
+
+
+def _highest(channel: Image.Image) -> int:
+    return max(value for value, number in enumerate(channel.histogram()) if number)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

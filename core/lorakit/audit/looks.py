@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lorakit.audit.look import VERSION, Look, look
 from lorakit.errors import DataError
@@ -105,6 +105,6 @@ def _stamp(path: str) -> Stamp:
         return ""
 
 
-def _read(value: list[object]) -> Look:
+def _read(value: list[Any]) -> Look:
     *rest, detail = value
-    return Look(*rest, tuple(detail))  # type: ignore[arg-type]
+    return Look(*rest, tuple(detail))  # type: ignore[call-arg, arg-type]

@@ -36,9 +36,7 @@ def of_captions(data: Data) -> Iterator[Finding]:
             yield from _trigger(told, text, trigger, spelled[trigger])
 
 
-def of_advice(
-    data: Data, prompts: Sequence[str], trigger: str, advice: CaptionAdvice | None
-) -> Iterator[Finding]:
+def of_advice(data: Data, prompts: Sequence[str], trigger: str, advice: CaptionAdvice | None) -> Iterator[Finding]:
     """Texts that are not as the family advises."""
     if advice is None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from lorakit.audit import alike
@@ -129,8 +129,8 @@ def _short(path: str, beside: str) -> str:
     return path.rpartition(os.sep)[2] if path.rpartition(os.sep)[0] == folder else path
 
 
-def _real(path: str, resolve: lru_cache) -> str:  # type: ignore[type-arg]
+def _real(path: str, resolve: Callable[[str], str]) -> str:
     if os.path.islink(path):  # noqa: PTH114 - ten thousand times
-        return str(resolve(path))
+        return resolve(path)
     folder, name = os.path.split(path)
     return os.path.join(resolve(folder), name)  # noqa: PTH118

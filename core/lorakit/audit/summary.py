@@ -18,7 +18,7 @@ HEADS = {Weight.ERROR: "Mend first", Weight.WARNING: "Worth a look", Weight.NOTE
 
 def lines(report: Report, page: Path | None = None) -> Iterator[str]:
     """The audit in lines."""
-    root = _root(report)
+    root = common_folder(report)
     for weight, head in HEADS.items():
         kinds = [found for name, found in report.by_kind.items() if KINDS[name].weight == weight]
         if kinds:
@@ -71,7 +71,7 @@ def _last(report: Report) -> str:
     return f"{count(len(report.data.pictures), 'picture')} looked at, {count(len(report.findings), 'finding')}{on}"
 
 
-def _root(report: Report) -> str:
+def common_folder(report: Report) -> str:
     """The folder that every picture lies in, with its separator; empty where there is none."""
     folders = {os.path.dirname(told.path) for told in report.data.pictures}  # noqa: PTH120
     try:
