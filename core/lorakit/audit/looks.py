@@ -107,4 +107,4 @@ def _stamp(path: str) -> Stamp:
 
 def _read(value: list[Any]) -> Look:
     *rest, detail = value
-    return Look(*rest, tuple(detail))  # type: ignore[call-arg, arg-type]
+    return Look(*rest, tuple(detail))  # type: ignore[call-arg]
