@@ -1,8 +1,8 @@
 """What is odd about pictures and captions: each finding, on pictures made to show it."""
 
 import io
-import os
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -45,16 +45,14 @@ def audited(folder, trigger="sks", resolution=256, most=0, batch_size=1, advice=
     given = {"folder": str(folder)} if "list" not in table else {}
     data = PlannedData(**given, trigger=trigger, resolution=resolution, **table)
     sizing = Sizing(16, most)
-    asked = Asked(
-        tables=[data], sizing=sizing, batch_size=batch_size, trigger=trigger, prompts=prompts, advice=advice
-    )
+    asked = Asked(tables=[data], sizing=sizing, batch_size=batch_size, trigger=trigger, prompts=prompts, advice=advice)
     return audit(asked)
 
 
 def found(folder, **given):
     """By kind, the names of the pictures at which it was found."""
     report = audited(folder, **given)
-    return {kind: [os.path.basename(one.where) for one in some] for kind, some in report.by_kind.items()}
+    return {kind: [Path(one.where).name for one in some] for kind, some in report.by_kind.items()}
 
 
 def test_nothing_odd(folder):
@@ -253,7 +251,7 @@ def test_triggers_that_are_not_written_alike(folder):
     (folder / "1.txt").write_text("[trigger] there")
     (folder / "2.txt").write_text("SKS on a bench")
     report = audited(folder)
-    assert [os.path.basename(one.where) for one in report.by_kind["trigger"]] == ["0.png", "2.png"]
+    assert [Path(one.where).name for one in report.by_kind["trigger"]] == ["0.png", "2.png"]
     for name in ("0.txt", "1.txt", "2.txt"):
         (folder / name).write_text(f"a bench, {name}")
     assert found(folder) == {}  # nowhere is alike too
@@ -267,7 +265,7 @@ def test_what_the_family_advises(folder):
     (folder / "1.txt").write_text("evening light, sks on a bench")
     (folder / "2.txt").unlink()
     report = audited(folder, advice=advice, prompts=["light, sks at home"])
-    told = {os.path.basename(one.where): one.message for one in report.by_kind["advice"]}
+    told = {Path(one.where).name: one.message for one in report.by_kind["advice"]}
     assert told == {
         "0.png": "3 characters, where 10 to 60 are advised",
         "1.png": "its parts come as lighting then subject, where subject, lighting is advised",
@@ -330,7 +328,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 def test_pictures_are_looked_at_once(folder, monkeypatch):
     monkeypatch.setattr("lorakit.remembered.SETTLED", 0)
     seen, really = [], looks.look
-    monkeypatch.setattr(looks, "look", lambda path: (seen.append(os.path.basename(path)), really(path))[1])
+    monkeypatch.setattr(looks, "look", lambda path: (seen.append(Path(path).name), really(path))[1])
     first = audited(folder)
     assert seen == ["0.png", "1.png", "2.png"]
     assert audited(folder) == first
@@ -352,7 +350,7 @@ def test_what_was_seen_before_a_stop_is_remembered(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         audited(folder)
     seen = []
-    monkeypatch.setattr(looks, "look", lambda path: (seen.append(os.path.basename(path)), really(path))[1])
+    monkeypatch.setattr(looks, "look", lambda path: (seen.append(Path(path).name), really(path))[1])
     audited(folder)
     assert seen == ["2.png"]
 

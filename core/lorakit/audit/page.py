@@ -10,10 +10,10 @@ import os
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakit.audit.data import Told
 from lorakit.audit.findings import KINDS, Finding, Kind, Weight
@@ -24,6 +24,9 @@ from lorakit.audit.summary import common_folder, named
 from lorakit.buckets import Fit
 from lorakit.errors import DataError
 from lorakit.words import count, some
+
+if TYPE_CHECKING:
+    import jinja2
 
 MOST = 1500  # pictures of a page
 SIDE = 160  # pixels of a small picture, about 4 kB
@@ -45,11 +48,16 @@ def write(report: Report, file: Path) -> None:
 
 def html(report: Report) -> str:
     """The page."""
+    return _template().render(_facts(report))
+
+
+@lru_cache(maxsize=1)
+def _template() -> jinja2.Template:
     import jinja2
 
     text = resources.files("lorakit.audit").joinpath("page.html").read_text(encoding="utf-8")
-    made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
-    return made.render(_facts(report))
+    made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return made.from_string(text)
 
 
 def _facts(report: Report) -> dict[str, Any]:
