@@ -2,7 +2,6 @@
 
 import base64
 import io
-from functools import lru_cache
 from html.parser import HTMLParser
 
 import pytest
@@ -78,7 +77,7 @@ def test_a_page_holds_every_picture_and_nothing_from_elsewhere(folder):
     assert "https://" not in text
 
 
-@lru_cache
+@pytest.fixture(scope="module")
 def plain_tags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     SMALL.save(folder / "0.png")
@@ -88,13 +87,13 @@ def plain_tags(tmp_path_factory):
 
 @settings(max_examples=25)
 @given(caption=NASTY, name=NASTY)
-def test_captions_and_names_are_text_and_nothing_else(caption, name, tmp_path_factory):
+def test_captions_and_names_are_text_and_nothing_else(caption, name, plain_tags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     safe = name[:20] or "a"
     SMALL.save(folder / f"a{safe}.png")
     (folder / f"a{safe}.txt").write_text(f"sks {caption}", encoding="utf-8")
     read = Read(page.html(audited(folder, "")))
-    assert read.tags == plain_tags(tmp_path_factory)
+    assert read.tags == plain_tags
     assert "".join(read.captions) == " ".join(f"sks {caption}".split())
     assert "".join(read.names) == f"a{safe}.png"
 
