@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,6 +53,18 @@ def shapes(resolution: int, side_multiple: int) -> tuple[Shape, ...]:
     return tuple(sorted(found)) or (Shape(side_multiple, side_multiple),)
 
 
+@lru_cache(maxsize=256)
+def _by_aspect(resolution: int, side_multiple: int) -> tuple[tuple[float, ...], tuple[Shape, ...]]:
+    """The buckets by the logarithm of their aspect ratio, the largest of each ratio."""
+    best: dict[float, Shape] = {}
+    for shape in shapes(resolution, side_multiple):
+        aspect = math.log(shape.width / shape.height)
+        if aspect not in best or shape.width > best[aspect].width:
+            best[aspect] = shape
+    return tuple(sorted(best)), tuple(best[aspect] for aspect in sorted(best))
+
+
+@lru_cache(maxsize=4096)
 def fit(picture: Shape, resolution: int, side_multiple: int) -> Fit:
     """How `picture` is brought to the bucket nearest to its aspect ratio.
 
@@ -60,9 +73,11 @@ def fit(picture: Shape, resolution: int, side_multiple: int) -> Fit:
     cut. The picture must be at least `side_multiple` on both sides.
     """
     own = math.isqrt(picture.width * picture.height) // side_multiple * side_multiple
-    table = shapes(max(side_multiple, min(resolution, own)), side_multiple)
+    aspects, table = _by_aspect(max(side_multiple, min(resolution, own)), side_multiple)
     aspect = math.log(picture.width / picture.height)
-    shape = min(table, key=lambda one: (abs(math.log(one.width / one.height) - aspect), -one.width * one.height))
+    place = bisect.bisect(aspects, aspect)
+    near = table[max(0, place - 1) : place + 1]
+    shape = min(near, key=lambda one: (abs(math.log(one.width / one.height) - aspect), -one.width * one.height))
     scale = max(shape.width / picture.width, shape.height / picture.height)
     resized = Shape(max(shape.width, round(picture.width * scale)), max(shape.height, round(picture.height * scale)))
     return Fit(shape, resized, (resized.width - shape.width) // 2, (resized.height - shape.height) // 2)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit import captions, pairs, pictures
+from lorakit import captions, folders
 from lorakit.buckets import Fit, Shape, fit
 from lorakit.errors import DataError
 from lorakit.pairs import Entry
-from lorakit.words import count
+from lorakit.recall import WORTH_IT, Recall
+from lorakit.remembered import Notebook
+from lorakit.words import count, some
 
 if TYPE_CHECKING:  # plugins that bring a family are loaded for `lorakit --help`, which has no use for settings
     from lorakit.planned import PlannedData
 
-REPEATS = re.compile(r"^(\d+)_(.+)$")  # kohya's convention: 40_maya is shown 40 times an epoch
 MUCH = 0.25  # share of a picture that may be cut away before it is worth saying
 
 
@@ -116,14 +118,14 @@ class Dataset:
 
     def digest(self) -> str:
         """What the run was planned for: names, sizes, repeats, captions and references, wherever the folders lie."""
-        told = [
-            [
-                sample.folder, sample.path.name, str(sample.size), sample.repeats, sample.caption,
-                [[one.path.name, str(one.size)] for one in sample.references],
-            ]
-            for sample in self.samples
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        made, between = hashlib.sha256(b"["), ""  # of one list in JSON, a sample at a time
+        for sample in self.samples:
+            seen = [[one.path.name, str(one.size)] for one in sample.references]
+            told = [sample.folder, sample.path.name, str(sample.size), sample.repeats, sample.caption, seen]
+            made.update(f"{between}{json.dumps(told)}".encode())
+            between = ", "
+        made.update(b"]")
+        return made.hexdigest()
 
     def buckets(self) -> dict[Bucket, int]:
         """Pictures per bucket, repeats counted."""
@@ -133,35 +135,31 @@ class Dataset:
         return dict(sorted(counts.items()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    path: Path
-    repeats: int
-    data: PlannedData
-
-
 def index(data: Sequence[PlannedData], sizing: Sizing) -> Dataset:
     """Every picture of the folders with its caption, or a DataError that names what cannot be used."""
     samples: list[Sample] = []
     uncaptioned: list[tuple[Path, str]] = []
     unreadable: list[str] = []
     small = 0
-    for folder, entry in (pair for one in data for pair in _entries(one)):
-        size = pictures.size(entry.path, unreadable)
+    entries = [pair for one in data for pair in folders.entries(one)]
+    recall = Recall(Notebook() if len(entries) >= WORTH_IT else None)
+    sizes = [recall.size(entry.path, unreadable) for _, entry in entries]  # one kind of file after the other is faster
+    for (folder, entry), size in zip(entries, sizes, strict=True):
         if size is None or not _large_enough(entry.path, size, sizing.side_multiple, unreadable):
             continue
-        caption = _caption(entry, folder.data, uncaptioned)
+        caption = _caption(entry, folder.data, recall, uncaptioned)
         brought = fit(size, folder.data.resolution, sizing.side_multiple)
         small += size.width * size.height < (folder.data.resolution - sizing.side_multiple) ** 2
-        seen = tuple(_measured(entry.references, sizing, unreadable))
+        seen = tuple(_measured(entry.references, sizing, recall, unreadable))
         samples.append(Sample(entry.path, caption, size, brought, folder.repeats, folder.path.name, seen))
+    recall.save()
     if unreadable:
         raise DataError(
-            f"{count(len(unreadable), 'picture')} cannot be used: {_some(unreadable)}",
+            f"{count(len(unreadable), 'picture')} cannot be used: {some(unreadable)}",
             fix="Mend, replace or remove them; nothing was started.",
         )
     notes = (*_caption_notes(uncaptioned, len(samples)), *_size_notes(samples, small), *_folder_notes(data))
-    _check_paths_are_distinct(samples)
+    _check_paths_are_distinct(samples, recall)
     _check_reference_counts(samples, sizing.most)
     return Dataset(tuple(samples), notes)
 
@@ -169,61 +167,19 @@ def index(data: Sequence[PlannedData], sizing: Sizing) -> Dataset:
 def previewed(paths: Sequence[str], sizing: Sizing) -> tuple[Reference, ...]:
     """The reference pictures of a preview, measured, or a DataError that names what cannot be used."""
     unreadable: list[str] = []
-    found = tuple(_measured([Path(path) for path in paths], sizing, unreadable))
+    found = tuple(_measured([Path(path) for path in paths], sizing, Recall(None), unreadable))
     if unreadable:
-        what = f"references of previews cannot be used: {_some(unreadable)}"
+        what = f"references of previews cannot be used: {some(unreadable)}"
         raise DataError(what, where="sampling.references", fix="Check the paths.")
     return found
 
 
-def _measured(paths: Iterable[Path], sizing: Sizing, unreadable: list[str]) -> Iterator[Reference]:
+def _measured(paths: Iterable[Path], sizing: Sizing, recall: Recall, unreadable: list[str]) -> Iterator[Reference]:
     for path in paths:
-        size = pictures.size(path, unreadable)
+        size = recall.size(path, unreadable)
         if size is not None:
             text_shape = sizing.text_shape(size) if sizing.text_shape else None
             yield Reference(path, size, sizing.shape(size), text_shape)
-
-
-def _entries(data: PlannedData) -> Iterator[tuple[_Folder, Entry]]:
-    """Every picture of a [[data]] table with the folder or list it is of; references may be for any of its folders."""
-    if data.list is not None:
-        file = Path(data.list).expanduser()
-        yield from ((_Folder(file, data.repeats or 1, data), entry) for entry in pairs.listed(file))
-        return
-    assert data.folder is not None
-    found = [(one, path) for one in _folders(data, Path(data.folder).expanduser()) for path in pictures.found(one.path)]
-    entries = pairs.matched([Entry(path, None, ()) for _, path in found], data.references)
-    yield from zip((folder for folder, _ in found), entries, strict=True)
-
-
-def _folders(data: PlannedData, root: Path) -> Iterator[_Folder]:
-    """The folder itself, or its sub-folders that are named `40_name` where it holds no pictures of its own."""
-    if not root.exists():
-        raise DataError(f"there is no folder {root}", where="data.folder", fix="Check the path.")
-    if not root.is_dir():
-        raise DataError(f"{root} is a file, not a folder", where="data.folder", fix="Name the folder it is in.")
-    if any(True for _ in pictures.found(root)):
-        yield _Folder(root, _repeats(root, data), data)
-        return
-    inner = [path for path in sorted(root.iterdir()) if path.is_dir() and REPEATS.match(path.name)]
-    inner = [path for path in inner if any(True for _ in pictures.found(path))]
-    if not inner:
-        raise DataError(
-            f"{root} holds no pictures",
-            where="data.folder",
-            fix=f"Pictures end in {', '.join(pictures.SUFFIXES)}; sub-folders count when named like 40_name.",
-        )
-    for path in inner:
-        yield _Folder(path, _repeats(path, data), data)
-
-
-def _repeats(folder: Path, data: PlannedData) -> int:
-    named = REPEATS.match(folder.resolve().name)
-    if data.repeats is not None:
-        return data.repeats
-    if named and not int(named.group(1)):
-        raise DataError(f"{folder} is shown 0 times, by its name", fix="Rename it, set data.repeats, or leave it out.")
-    return int(named.group(1)) if named else 1
 
 
 def _large_enough(path: Path, size: Shape, side_multiple: int, unreadable: list[str]) -> bool:
@@ -233,11 +189,11 @@ def _large_enough(path: Path, size: Shape, side_multiple: int, unreadable: list[
     return False
 
 
-def _caption(entry: Entry, data: PlannedData, uncaptioned: list[tuple[Path, str]]) -> str:
+def _caption(entry: Entry, data: PlannedData, recall: Recall, uncaptioned: list[tuple[Path, str]]) -> str:
     """The picture's caption with the folder's trigger; a picture without text of its own is noted."""
     path, text = entry.path, entry.caption
     if text is None:
-        text = "" if data.captions == "none" else captions.beside(path, data.captions)
+        text = "" if data.captions == "none" else recall.caption(path, data.captions)
     if not text and (data.captions != "none" or not data.trigger):
         uncaptioned.append((path, data.trigger))
     if "[trigger]" in text and not data.trigger:
@@ -251,7 +207,7 @@ def _caption_notes(uncaptioned: Sequence[tuple[Path, str]], total: int) -> tuple
     mute = [str(path) for path, trigger in uncaptioned if not trigger]
     if mute:
         raise DataError(
-            f"{count(len(mute), 'picture')} of {total} without a caption: {_some(mute)}",
+            f"{count(len(mute), 'picture')} of {total} without a caption: {some(mute)}",
             where="data",
             fix="Write a text file of the same name beside each, or name a trigger word (--trigger) to stand alone.",
         )
@@ -270,24 +226,17 @@ def _size_notes(samples: Sequence[Sample], small: int) -> tuple[str, ...]:
 
 
 def _folder_notes(data: Sequence[PlannedData]) -> tuple[str, ...]:
-    """Sub-folders that look meant and are not read, because the folder holds pictures of its own."""
-    roots = [Path(entry.folder).expanduser() for entry in data if entry.folder is not None]
-    passed = [
-        str(inner)
-        for root in roots
-        if any(True for _ in pictures.found(root))
-        for inner in sorted(root.iterdir())
-        if inner.is_dir() and REPEATS.match(inner.name) and inner not in roots
-    ]
-    return (f"not read, because the folder above holds pictures itself: {_some(passed)}",) if passed else ()
+    passed = folders.passed_over(data)
+    return (f"not read, because the folder above holds pictures itself: {some(passed)}",) if passed else ()
 
 
-def _check_paths_are_distinct(samples: Iterable[Sample]) -> None:
-    counts = Counter(sample.path.resolve() for sample in samples)
-    twice = [str(path) for path, count in counts.items() if count > 1]
+def _check_paths_are_distinct(samples: Iterable[Sample], recall: Recall) -> None:
+    resolve = lru_cache(maxsize=64)(os.path.realpath)
+    counts = Counter(recall.real(str(sample.path), resolve) for sample in samples)
+    twice = [path for path, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f"{count(len(twice), 'picture')} named more than once: {_some(twice)}",
+            f"{count(len(twice), 'picture')} named more than once: {some(twice)}",
             where="data",
             fix="Name each folder, and each target of a list, once; use repeats to show pictures more often.",
         )
@@ -299,7 +248,7 @@ def _check_reference_counts(samples: Sequence[Sample], most: int) -> None:
     if over:
         takes = "no reference pictures" if not most else f"at most {count(most, 'reference picture')}"
         raise DataError(
-            f"{count(len(over), 'picture')} with too many references: {_some(over)}",
+            f"{count(len(over), 'picture')} with too many references: {some(over)}",
             where="data.references",
             why=f"this variant takes {takes}",
             fix="Leave some out, or choose a variant that takes more (`lorakit families`).",
@@ -308,13 +257,8 @@ def _check_reference_counts(samples: Sequence[Sample], most: int) -> None:
     if most == 1 and len(counts) > 1:
         without = [str(sample.path) for sample in samples if not sample.references]
         raise DataError(
-            f"{count(len(without), 'picture')} without a reference beside others that have one: {_some(without)}",
+            f"{count(len(without), 'picture')} without a reference beside others that have one: {some(without)}",
             where="data.references",
             why="this variant takes one reference, for every picture or for none",
             fix="Give each picture its reference, or leave all out.",
         )
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    shown = "; ".join(names[:most])
-    return f"{shown}; and {len(names) - most} more" if len(names) > most else shown

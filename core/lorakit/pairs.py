@@ -26,8 +26,11 @@ class Entry:
     references: tuple[Path, ...]
 
 
-def matched(entries: Sequence[Entry], folder: str | None) -> Sequence[Entry]:
-    """The entries with the references of `folder` that bear their names; one that bears no picture's is an error."""
+def matched(entries: Sequence[Entry], folder: str | None, strays: list[Path] | None = None) -> Sequence[Entry]:
+    """The entries with the references of `folder` that bear their names.
+
+    One that bears no picture's name is an error, or is added to `strays`, where that is given.
+    """
     if folder is None:
         return entries
     root = Path(folder).expanduser()
@@ -35,7 +38,7 @@ def matched(entries: Sequence[Entry], folder: str | None) -> Sequence[Entry]:
         raise DataError(f"there is no folder {root}", where="data.references", fix="Check the path.")
     stems = {entry.path.stem for entry in entries}
     groups: dict[str, list[tuple[int, Path]]] = {}
-    strays = []
+    alone: list[Path] = []
     for path in pictures.found(root):
         numbered = NUMBERED.match(path.stem)
         if path.stem in stems:
@@ -43,11 +46,13 @@ def matched(entries: Sequence[Entry], folder: str | None) -> Sequence[Entry]:
         elif numbered and numbered.group(1) in stems:
             groups.setdefault(numbered.group(1), []).append((int(numbered.group(2)), path))
         else:
-            strays.append(path.name)
-    if strays:
-        shown = "; ".join(strays[:5]) + ("; ..." if len(strays) > 5 else "")
+            alone.append(path)
+    if strays is not None:
+        strays += alone
+    elif alone:
+        shown = "; ".join(path.name for path in alone[:5]) + ("; ..." if len(alone) > 5 else "")
         raise DataError(
-            f"{len(strays)} of the reference pictures in {root} belong to no picture: {shown}",
+            f"{len(alone)} of the reference pictures in {root} belong to no picture: {shown}",
             where="data.references",
             fix="Name each like its picture: a.png, or a_1.png and a_2.png, for a.png.",
         )

@@ -152,15 +152,19 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
     recovery = draft.table["quantization"]["recovery"]
     if recovery is not None:
         draft.table["quantization"]["recovery"] = _absolute(recovery)
-    resolution = draft.table["train"]["resolution"]
-    draft.table["data"] = tuple(
+    draft.table["data"] = tables(draft.table["data"], settings.trigger, draft.table["train"]["resolution"])
+
+
+def tables(given: Iterable[dict[str, Any]], trigger: str, resolution: int) -> tuple[dict[str, Any], ...]:
+    """The [[data]] tables, decided: paths absolute, and the run's trigger and resolution where they say no other."""
+    return tuple(
         {
             **one,
             **{name: one[name] and _absolute(one[name]) for name in ("folder", "list", "references")},
-            "trigger": settings.trigger if one["trigger"] is None else one["trigger"],
+            "trigger": trigger if one["trigger"] is None else one["trigger"],
             "resolution": resolution if one["resolution"] is None else one["resolution"],
         }
-        for one in draft.table["data"]
+        for one in given
     )
 
 

@@ -112,3 +112,13 @@ def test_the_share_that_is_cropped():
 def test_upright_pictures_fare_like_wide_ones(resolution):
     table = shapes(resolution, 16)
     assert {Shape(one.height, one.width) for one in table} == set(table)
+
+
+@given(cases())
+def test_the_bucket_is_the_nearest_of_all_and_the_largest_of_those(case):
+    picture, resolution, multiple = case
+    own = math.isqrt(picture.width * picture.height) // multiple * multiple
+    aspect = math.log(picture.width / picture.height)
+    table = shapes(max(multiple, min(resolution, own)), multiple)
+    best = min(table, key=lambda one: (abs(math.log(one.width / one.height) - aspect), -one.width * one.height))
+    assert fit(picture, resolution, multiple).shape == best

@@ -1,8 +1,10 @@
 """Captions as a family advises them."""
 
+from pathlib import Path
+
 import pytest
 
-from lorakit.captions import SUBJECT, CaptionAdvice, misses
+from lorakit.captions import SUBJECT, CaptionAdvice, file_of, misses
 
 ADVICE = CaptionAdvice(
     shortest=20,
@@ -38,3 +40,11 @@ def test_order_is_said_as_it_is_and_as_it_should_be():
 
 def test_words_are_whole_words():
     assert list(misses("a lightning bolt, maya portrait", "maya", ADVICE)) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "a.b.jpg", "a", ".a", ".a.png", "a.", "f.d/a", "f.d/.a", "f.d/a.png", "a..png"]
+)
+def test_the_file_beside_is_the_picture_with_another_ending(name):
+    for path in (Path(name), Path("/place") / name):
+        assert file_of(path, "txt") == str(path.with_suffix(".txt"))

@@ -3,46 +3,89 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lorakit.cli import options
 from lorakit.errors import ConfigError
 from lorakit.kit import Kit
-from lorakit.words import count
+
+if TYPE_CHECKING:
+    from lorakit.audit import Asked
 
 
 @click.command()
 @click.argument("folder", nargs=-1, required=False)
 @options.settings
+@click.option("--html", "-o", metavar="FILE", type=click.Path(path_type=Path), help="Write a page with every finding.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def check(kit: Kit, /, folder: tuple[str, ...], as_json: bool, **given: Any) -> int:
+def check(kit: Kit, /, folder: tuple[str, ...], html: Path | None, as_json: bool, **given: Any) -> int:
     """Say what is odd about the pictures in FOLDER and their captions, as the family advises them.
 
-    Takes the same options as train, so that the prompts of previews are looked at too. Leaves with 1 where anything
-    was found.
+    Every picture is decoded whole, compared with the others and held against the size it is trained at. Takes the
+    same options as train, so that the prompts of previews are looked at too. Leaves with 1 where anything was found.
     """
-    from lorakit.audit import audit
-    from lorakit.dataset import index
+    from lorakit.audit import audit, summary
 
     given["data"] = (*folder, *given["data"])
     if not given["data"] and given["config"] is None:
         raise ConfigError("no folder is named", fix="Say lorakit check FOLDER --family NAME.")
-    plan = kit.plan(options.request(kit, given))
-    family, settings = kit.shelves.families[plan.settings.family], plan.settings
-    dataset = index(settings.data, family.planned_sizing(settings))
-    asked = "sampling.prompts" in plan.choices and plan.choices["sampling.prompts"].because.startswith("asked for")
-    prompts = settings.sampling.prompts if asked else ()
-    found = list(audit(dataset, prompts, settings.trigger, family.caption_advice))
+    asked = _asked(kit, given)
+    with _progress() as tell:
+        report = audit(asked, tell)
+    if html is not None:
+        from lorakit.audit import page
+
+        page.write(report, html)
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in found], indent=1))
-        return 1 if found else 0
-    for finding in found:
-        click.echo(f"{finding.where}: {finding.message}" if finding.where else finding.message)
-    if found and family.caption_advice:
-        click.echo(f"the advice is {family.caption_advice.because}")
-    click.echo(f"{count(len(dataset.samples), 'picture')} looked at, {count(len(found), 'finding')}")
-    return 1 if found else 0
+        click.echo(json.dumps(report.plain(), indent=1))
+    else:
+        for line in summary.lines(report, html):
+            click.echo(line)
+    return 1 if report.findings else 0
+
+
+def _asked(kit: Kit, given: dict[str, Any]) -> Asked:
+    """What the options ask for, planned as if there were no pictures: those may be broken."""
+    from lorakit import planner
+    from lorakit.audit import Asked
+    from lorakit.planned import PlannedData
+
+    request = options.request(kit, given)
+    if not request.settings.data:
+        raise ConfigError("no folder is named", fix="Say lorakit check FOLDER, or write [[data]] in the configuration.")
+    plan = kit.plan(replace(request, settings=request.settings.model_copy(update={"data": ()})))
+    family, settings = kit.shelves.families[plan.settings.family], plan.settings
+    tables = planner.tables(
+        [one.model_dump() for one in request.settings.data], settings.trigger, settings.train.resolution
+    )
+    return Asked(
+        tables=[PlannedData.model_validate(one) for one in tables],
+        sizing=family.planned_sizing(settings),
+        batch_size=settings.train.batch_size,
+        trigger=settings.trigger,
+        prompts=request.settings.sampling.prompts or (),
+        advice=family.caption_advice,
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], object]]:
+    """A line on the terminal that says how far it is, where somebody looks at it."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+
+    def tell(done: int, total: int) -> None:
+        if done % 20 == 0 or done == total:
+            end = "\r" + " " * 60 + "\r" if done == total else ""
+            click.echo(f"\rlooking at pictures: {done} of {total}{end}", nl=False, err=True)
+
+    yield tell
