@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from lorakit.engine.objective import make_scheduler
 from lorakit.engine.parts import Denoiser
 from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
+from lorakit.engine.quantizers import Calibrated
 from lorakit.engine.run_folder import alone, claim, discard, is_complete, recorded, refuse_if_taken
 from lorakit.engine.source import cache_folder, locate
 from lorakit.errors import LorakitError, RunError, TrainingError
@@ -121,6 +123,7 @@ class Run:
         denoiser, adapter = yield from load_model(context, material.encoder)
         self.context, self.dataset, self.denoiser, self.adapter = context, material.dataset, denoiser, adapter
         trainer = self._trainer(denoiser, adapter, material, start)
+        yield from self._calibrate(trainer, material)
         painter = self._painter(material)
         yield from self._train(trainer, material, painter)
         yield from self._finish(trainer, painter)
@@ -134,6 +137,23 @@ class Run:
             trainer.restore(checkpoint.load(self.folder, start, self.context.device))
         self.trainer = trainer
         return trainer
+
+    def _calibrate(self, trainer: Trainer, material: Material) -> Iterator[Event]:
+        """Let a quantizer that wants to see a batch see the run's first."""
+        quantizer = self.shelves.quantizers[self.plan.settings.quantization.name].resolve()()
+        if not isinstance(quantizer, Calibrated):
+            return
+        first = next(turns(self.dataset, self.plan.settings.train, self.plan.settings.seed))[0]
+        said: list[str] = []
+
+        def work() -> Iterator[str]:
+            with self.adapter.at(1.0, torch.zeros_like(self.adapter.flat)):
+                batch = partial(trainer.loss, first, material.item)
+                said.append(quantizer.calibrate(self.denoiser.blocks, lambda: batch().sum()))
+            self.adapter.grad.zero_()
+            yield "first batch"
+
+        yield from phase("calibrate", 1, work(), lambda: said[0])
 
     def _painter(self, material: Material) -> preview.Painter | None:
         if material.coder is None or not self.trainer:
