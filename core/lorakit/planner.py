@@ -183,6 +183,8 @@ def _fill_speed(draft: Draft, family: Family) -> None:
     obstacle = checks.no_table(draft.table, family)
     if not family.modulation:
         return
+    if not obstacle and draft.request.settings.model.device == "cpu":
+        obstacle = "on a CPU all weights lie in host memory, and nothing is gained"
     because = obstacle or f"the same answers, and {', '.join(family.modulation)} stay off the GPU"
     draft.fill("speed.modulation", "layers" if obstacle else "table", "lorakit", because)
 

@@ -102,7 +102,8 @@ def test_a_whole_run_with_it_proves_its_file(tmp_path):
     pictures = write_scenes(tmp_path / "pictures", 3, 1)
     sampling = {"every": 0, "strengths": [1.0], "steps": 2}
     tables = {"train": {"updates": 3}, "save": {"every": 0}, "sampling": sampling, "lora": ON_MODULATION}
-    events = list(Kit().train(make_plan(tmp_path / "runs", pictures, **tables)))
+    plan = make_plan(tmp_path / "runs", pictures, **tables, speed={"modulation": "table"})
+    events = list(Kit().train(plan))
     assert isinstance(events[-1], RunFinished)
     assert "scale 1.000" in events[-1].proof
 
@@ -111,15 +112,18 @@ def test_a_whole_run_with_it_proves_its_file(tmp_path):
 
 
 def test_it_is_the_plan_s_choice_wherever_it_can_be(tmp_path):
-    plan = make_plan(tmp_path)
+    plan = make_plan(tmp_path, model={"device": "auto"})
     assert plan.settings.speed.modulation == "table"
     assert "img_mod.1" in plan.choices["speed.modulation"].because
+    on_cpu = make_plan(tmp_path)
+    assert on_cpu.settings.speed.modulation == "layers"
+    assert "host memory" in on_cpu.choices["speed.modulation"].because
 
 
 def test_a_recovery_adapter_needs_the_layers(tmp_path):
     file = tmp_path / "recovery.safetensors"
     file.touch()
-    tables = {"quantization": {"name": "int8", "recovery": str(file)}}
+    tables = {"quantization": {"name": "int8", "recovery": str(file)}, "model": {"device": "auto"}}
     assert make_plan(tmp_path, **tables).settings.speed.modulation == "layers"
     with pytest.raises(ConfigError, match=r"speed\.modulation = 'table' is not possible.*recovery adapter"):
         make_plan(tmp_path, **tables, speed={"modulation": "table"})

@@ -49,7 +49,7 @@ def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[Mod
         denoiser = context.family.denoiser(context.plan, context.source.hollow())
         denoisers.append(denoiser)
         if any(one.is_meta for one in denoiser.module.parameters()):
-            loader = Loader(context, denoiser)
+            loader = Loader(context, denoiser, foresees=settings.speed.modulation == "table")
             loader.outer()
             if plain:
                 for _ in loader.blocks():
@@ -91,9 +91,12 @@ def holders(context: Context) -> tuple[Quantizer, Spared]:
 
 
 class Loader:
-    """Fills a denoiser that came without weights: its outer parts at once, its blocks one after another."""
+    """Fills a denoiser that came without weights: its outer parts at once, its blocks one after another.
 
-    def __init__(self, context: Context, denoiser: Denoiser) -> None:
+    Where it `foresees`, modulation layers stay out of the blocks, in a table.
+    """
+
+    def __init__(self, context: Context, denoiser: Denoiser, *, foresees: bool = False) -> None:
         self.context, self.denoiser = context, denoiser
         of = f"{denoiser.component} of {context.source.name}"
         self.weights = Weights(context.source.folder / denoiser.component, of)
@@ -103,8 +106,7 @@ class Loader:
         self.names = [names[id(block)] for block in denoiser.blocks]
         self._precise = getattr(denoiser.module, "_keep_in_fp32_modules", None) or ()
         self.form = describe(context.plan.settings.quantization.name, self.quantizer, self.spared)
-        modulation = context.family.modulation if context.plan.settings.speed.modulation == "table" else ()
-        self.table = ModulationTable(modulation) if modulation else None
+        self.table = ModulationTable(context.family.modulation) if foresees else None
         if self.table:
             self.form += ", modulation as it is"
         self.layers = self.reused = 0
