@@ -58,7 +58,13 @@ def load(way: str, folder: Path, output: str) -> None:
     elif way != "nothing":
         quantization = {"name": way, "uncorrected": True}
         plan = kit.plan({"family": "qwen", "preset": "toy", "quantization": quantization, "output": output})
-        held += load_model(Context(plan, family, kit.shelves, source, Cache(Path(output)), device, Control()))
+        work = load_model(Context(plan, family, kit.shelves, source, Cache(Path(output)), device, Control()))
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                held.append(end.value)
+                break
     print(memory.peak(device))
 
 

@@ -63,6 +63,13 @@ def register(registry: Registry) -> None:
     )
     registry.quantizer(
         Part(
+            name="int8-fast",
+            summary="8-bit weights, multiplied with 8-bit activations and gradients on the integer units",
+            load="lorakit.engine.int8_fast:Int8Fast",
+        )
+    )
+    registry.quantizer(
+        Part(
             name="int4",
             summary="4-bit weights (NF4) by bitsandbytes, a quarter of the memory of bf16",
             load="lorakit.engine.int4:Int4",

@@ -136,6 +136,29 @@ def unread(table: dict[str, Any], scheduler: Part, variant: Variant, request: Re
         _no_effect(request, "sampling.negative", "this variant is not guided by a negative prompt")
 
 
+def no_table(table: dict[str, Any], family: Family) -> str:
+    """Why modulation cannot be worked out ahead, if it cannot."""
+    if not family.modulation:
+        return f"{family.title} has no modulation layers"
+    if table["quantization"]["recovery"] is not None:
+        return "the recovery adapter corrects quantized modulation layers too"
+    if family.modulated_by_text and table["text_encoder"]["train"]:
+        return "its modulation depends on the text encoder, which is trained"
+    return ""
+
+
+def modulation(table: dict[str, Any], family: Family, request: Request) -> None:
+    """Refuse to work modulation out ahead where it cannot be, or to say how where there is none."""
+    asked, obstacle = request.settings.speed.modulation, no_table(table, family)
+    if obstacle and (asked == "table" or (asked and not family.modulation)):
+        raise ConfigError(
+            f"speed.modulation = '{asked}' is not possible",
+            where=request.where("speed.modulation"),
+            why=obstacle,
+            fix="Leave it out.",
+        )
+
+
 def _no_effect(request: Request, name: str, why: str) -> None:
     raise ConfigError(f"{name} would have no effect", where=request.where(name), why=why, fix="Leave it out.")
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 VERSION = 1  # of the JSON form
 
-Phase = Literal["index", "cache text", "cache images", "load", "quantize", "recover", "train", "save"]
+Phase = Literal["index", "cache text", "cache images", "load", "quantize", "calibrate", "recover", "train", "save"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,10 @@ class Family(ABC):
     known_as: ClassVar[Mapping[str, str]] = {}
     """What other trainers call this family: architectures, flags, scripts, each with the variant that it means, or an
     empty text where it means any. `Variant.source` need not be repeated."""
+    modulation: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of linear layers, inside the blocks, that see nothing but the noise level and pooled text."""
+    modulated_by_text: ClassVar[bool] = False
+    """Whether those layers see pooled text too."""
     toy_resolution: ClassVar[int] = 64
     """Side in pixels that the toy model was made for."""
 

@@ -67,6 +67,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _note_the_rest(draft)
     checks.source(draft.table["model"]["source"], family, variant, request)
     checks.unread(draft.table, shelves.schedulers[draft.table["scheduler"]["name"]], variant, request)
+    checks.modulation(draft.table, family, request)
     checks.recovery(draft.table["quantization"], request)
     settings = _planned(draft)
     plan = Plan(
@@ -146,6 +147,7 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
         because = "the area at which the variant's text encoder sees them"
         draft.fill("text_encoder.reference_resolution", variant.text_reference_resolution, owner, because)
     _fill_conditioning(draft, variant, owner)
+    _fill_speed(draft, family)
     default = settings.trigger or f"{family.name}-{draft.table['variant']}"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-._") or family.name
     draft.fill("name", name[:100], "lorakit", "the trigger" if settings.trigger else "family and variant")
@@ -178,6 +180,17 @@ def _fill_conditioning(draft: Draft, variant: Variant, owner: str) -> None:
         draft.fill("text_encoder.learning_rate", half, "lorakit", "half of optimizer.learning_rate")
     if variant.guidance == "embedded":
         draft.fill("train.guidance", 1.0, owner, "what the model is told of guidance in training")
+
+
+def _fill_speed(draft: Draft, family: Family) -> None:
+    """Whether modulation is worked out ahead: wherever it can be, because the answers are the same."""
+    obstacle = checks.no_table(draft.table, family)
+    if not family.modulation:
+        return
+    if not obstacle and draft.request.settings.model.device == "cpu":
+        obstacle = "on a CPU all weights lie in host memory, and nothing is gained"
+    because = obstacle or f"the same answers, and {', '.join(family.modulation)} stay off the GPU"
+    draft.fill("speed.modulation", "layers" if obstacle else "table", "lorakit", because)
 
 
 def _sizing(draft: Draft, family: Family) -> Sizing:

@@ -223,6 +223,16 @@ class TextEncoder(Section):
     )
 
 
+class Speed(Section):
+    """Ways to be faster or smaller that change no result."""
+
+    modulation: Literal["table", "layers"] | None = Field(
+        None,
+        description="`table` works out ahead what the model's modulation layers answer and keeps their weights off the "
+        "GPU; `layers` runs them in every pass.",
+    )
+
+
 class Sampling(Section):
     """Previews drawn during training."""
 
@@ -287,5 +297,6 @@ class Settings(Section):
     scheduler: Scheduler = Scheduler()
     quantization: Quantization = Quantization()
     text_encoder: TextEncoder = TextEncoder()
+    speed: Speed = Speed()
     sampling: Sampling = Sampling()
     save: Save = Save()

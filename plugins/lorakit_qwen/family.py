@@ -62,6 +62,7 @@ class Qwen(Family):
     )
     # a third of the weights; every token of the block is scaled by what they answer
     spared: ClassVar = {"int2": {"img_mod.1": "int4", "txt_mod.1": "int4"}}
+    modulation = ("img_mod.1", "txt_mod.1")
     side_multiple = 16
     toy_resolution = 48
     patch = 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -120,7 +121,7 @@ class QwenDenoiser:
     component = "transformer"
 
     def __init__(self, source: Source) -> None:
-        self.module: nn.Module = source.load(QwenImageTransformer2DModel, self.component)
+        self.module: Any = source.load(QwenImageTransformer2DModel, self.component)
         self.blocks: Sequence[nn.Module] = self.module.transformer_blocks
 
     def predict(self, noisy: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -136,6 +137,13 @@ class QwenDenoiser:
             return_dict=False,
         )[0]
         return unpack(answer[:, : height * width // 4], height, width)
+
+    def condition(self, t: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """The activated time embedding; for pictures also that of level 0, where references are modulated so."""
+        t = t.to(batch.text.hidden.dtype)
+        levels = torch.cat([t, t * 0]) if self.module.zero_cond_t else t
+        seen = nn.functional.silu(self.module.time_text_embed(levels, batch.text.hidden))
+        return {"img_mod.1": seen, "txt_mod.1": seen[: len(t)]}
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         """True classifier-free guidance, each token brought back to the length of its positive prediction."""

@@ -64,7 +64,8 @@ def drained(work, events=None):
 
 def loaded(plan, events=None):
     """(denoiser, adapter) as a run of the plan has them."""
-    return drained(load_model(context_of(plan)), events)
+    model = drained(load_model(context_of(plan)), events)
+    return model.denoiser, model.adapter
 
 
 def inputs(count=8, dtype=torch.float32):

@@ -16,9 +16,9 @@ from lorakit.errors import ModelError, RuleError
 from lorakit.events import CheckpointSaved, PreviewDrawn, RunFinished
 from tests.engine.quantized import CPU, answers, context_of, error, inputs, loaded, make_plan, write_scenes
 
-FORMATS = ("int8", "int4", "int2")
-OFF = {"int8": 0.01, "int4": 0.10, "int2": 0.36}  # relative error of normal weights
-BYTES = {"int8": 1.02, "int4": 0.54, "int2": 0.32}  # a weight, scales included
+FORMATS = ("int8", "int8-fast", "int4", "int2")
+OFF = {"int8": 0.01, "int8-fast": 0.01, "int4": 0.10, "int2": 0.36}  # relative error of normal weights
+BYTES = {"int8": 1.02, "int8-fast": 1.02, "int4": 0.54, "int2": 0.32}  # a weight, scales included
 
 
 @pytest.fixture(params=FORMATS)
@@ -119,7 +119,7 @@ def test_gradients_of_the_adapter_against_full_precision(name, tmp_path, picture
     full = gradient(*shaken(loaded(make_plan(tmp_path / "runs", pictures))), torch.float32)
     found = gradient(*shaken(loaded(quantized(name, tmp_path, pictures, train=train))), dtype)
     cosine = torch.cosine_similarity(full, found, dim=0)
-    assert cosine > {"int8": 0.99, "int4": 0.94, "int2": 0.5}[name]
+    assert cosine > {"int8": 0.99, "int8-fast": 0.99, "int4": 0.94, "int2": 0.5}[name]
 
 
 def test_gradients_survive_a_preview_in_between(name, tmp_path, pictures):
@@ -198,6 +198,7 @@ def test_few_bits_are_refused_without_recovery(tmp_path, pictures, bits):
         make_plan(tmp_path, pictures, quantization={"name": bits})
 
 
+@pytest.mark.parametrize("name", ["int8", "int4", "int2"])
 def test_a_missing_package_is_a_problem(name, tmp_path, pictures, monkeypatch):
     package = {"int2": "optimum.quanto"}.get(name, "bitsandbytes")
     real = importlib.util.find_spec

@@ -6,6 +6,7 @@ Weights are read, quantized and moved block by block, so that host memory never 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -14,6 +15,7 @@ from lorakit.engine import correction, memory
 from lorakit.engine.adapter import Adapter, Host, attach
 from lorakit.engine.correction import Recovery, correct
 from lorakit.engine.loop import recompute
+from lorakit.engine.modulation import ModulationTable
 from lorakit.engine.parts import Denoiser, TextEncoder
 from lorakit.engine.phases import Context, Work, phase
 from lorakit.engine.quantized_cache import QuantizedCache
@@ -24,7 +26,16 @@ from lorakit.events import Event, Warned
 from lorakit.plan import Plan
 
 
-def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[tuple[Denoiser, Adapter]]:
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The denoiser, the adapter that stands on it, and the table of its modulation, where there is one."""
+
+    denoiser: Denoiser
+    adapter: Adapter
+    table: ModulationTable | None = None
+
+
+def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[Model]:
     """The denoiser on its device, quantized as planned, with its adapter, and every promise checked.
 
     The adapter also stands on those parts of a text `encoder` that the plan trains.
@@ -38,7 +49,7 @@ def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[tup
         denoiser = context.family.denoiser(context.plan, context.source.hollow())
         denoisers.append(denoiser)
         if any(one.is_meta for one in denoiser.module.parameters()):
-            loader = Loader(context, denoiser)
+            loader = Loader(context, denoiser, foresees=settings.speed.modulation == "table")
             loader.outer()
             if plain:
                 for _ in loader.blocks():
@@ -61,7 +72,7 @@ def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[tup
     if settings.train.gradient_checkpointing:
         recompute(denoiser.blocks, keeps_random_state=settings.lora.dropout > 0)
     check_facts(context.plan, denoiser, adapter, *holders(context))
-    return denoiser, adapter
+    return Model(denoiser, adapter, loaders[0].table if loaders else None)
 
 
 def text_hosts(context: Context, encoder: TextEncoder) -> tuple[Host, ...]:
@@ -80,9 +91,12 @@ def holders(context: Context) -> tuple[Quantizer, Spared]:
 
 
 class Loader:
-    """Fills a denoiser that came without weights: its outer parts at once, its blocks one after another."""
+    """Fills a denoiser that came without weights: its outer parts at once, its blocks one after another.
 
-    def __init__(self, context: Context, denoiser: Denoiser) -> None:
+    Where it `foresees`, modulation layers stay out of the blocks, in a table.
+    """
+
+    def __init__(self, context: Context, denoiser: Denoiser, *, foresees: bool = False) -> None:
         self.context, self.denoiser = context, denoiser
         of = f"{denoiser.component} of {context.source.name}"
         self.weights = Weights(context.source.folder / denoiser.component, of)
@@ -92,6 +106,9 @@ class Loader:
         self.names = [names[id(block)] for block in denoiser.blocks]
         self._precise = getattr(denoiser.module, "_keep_in_fp32_modules", None) or ()
         self.form = describe(context.plan.settings.quantization.name, self.quantizer, self.spared)
+        self.table = ModulationTable(context.family.modulation) if foresees else None
+        if self.table:
+            self.form += ", modulation as it is"
         self.layers = self.reused = 0
         self.notes: list[str] = []
         self.recovery = self._recovery()
@@ -115,6 +132,7 @@ class Loader:
         """Fill every block, hold its layers as planned, and put their corrections on; the name of each."""
         for name, block in zip(self.names, self.denoiser.blocks, strict=True):
             self.context.check()
+            self._take_modulation(name, block)
             known = self._cache is not None and self._cache.restore(name, block, self.context.device)
             self.reused += known
             if not known:
@@ -127,6 +145,15 @@ class Loader:
             if self.recovery:
                 correct(block, self.recovery.layers, f"{name}.")
             yield name
+
+    def _take_modulation(self, name: str, block: nn.Module) -> None:
+        """Leave the block's modulation layers in host memory, where they answer ahead, in full precision."""
+        for path, linear in (self.table.take(block) if self.table else {}).items():
+            fill(linear, self.weights, list(linear.state_dict()), self.context.source.dtype, f"{name}.{path}.")
+            linear.requires_grad_(False)
+            if self.context.device.type == "cuda":
+                for one in linear.parameters():
+                    one.data = one.data.pin_memory()
 
     def note(self) -> str:
         """What came of it, in words."""

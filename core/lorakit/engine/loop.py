@@ -17,6 +17,7 @@ from lorakit.advice import loss_spikes
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.checkpoint import State
 from lorakit.engine.draws import draw, seed_of
+from lorakit.engine.modulation import Foresight, ModulationTable
 from lorakit.engine.optimizers import learning_rate
 from lorakit.engine.parts import Batch, Conditions, Denoiser, Said, Text
 from lorakit.engine.schedulers import Scheduler
@@ -52,6 +53,16 @@ class Step:
     learning_rate: float
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch on its device: clean latents and noise (B, C, H, W), noise levels (B,), what else the model is told."""
+
+    clean: Tensor
+    noise: Tensor
+    t: Tensor
+    about: Batch
+
+
 class Trainer:
     """The adapter, its optimizer and its running average, updated one step at a time."""
 
@@ -65,6 +76,7 @@ class Trainer:
         patch: int,
         dtype: torch.dtype,
         conditions: Conditions = Text.collate,
+        table: ModulationTable | None = None,
     ) -> None:
         self.plan, self.denoiser, self.adapter = plan, denoiser, adapter
         self.scheduler, self.optimizer = scheduler, optimizer
@@ -73,7 +85,8 @@ class Trainer:
         self.updates = 0
         self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
         self._patch, self._dtype, self._device = patch, dtype, adapter.flat.device
-        self._conditions = conditions
+        self._conditions, self._table = conditions, table
+        self._foresight: Foresight[int] = Foresight((), {})
 
     def update(self, turns: Sequence[Turn], samples: Samples) -> Step:
         """One update over `turns`, each picture's loss counting the same however they are batched."""
@@ -101,8 +114,25 @@ class Trainer:
         self.stepping = False
         return Step(float(losses), float(norm), rate)
 
+    def foresee(self, updates: Sequence[Sequence[Turn]], samples: Samples) -> None:
+        """Work out ahead what the modulation layers answer in these updates."""
+        if self._table is None:
+            return
+        told = {turn.first_pass: self._prepared(turn, samples) for turns in updates for turn in turns}
+        with torch.no_grad():
+            conditions = {key: self.denoiser.condition(one.t, one.about) for key, one in told.items()}
+        self._foresight = self._table.foresee(conditions)
+
     def loss(self, turn: Turn, samples: Samples) -> Tensor:
         """The weighted squared error of each picture of a batch, (B,), in fp32."""
+        shown = self._prepared(turn, samples)
+        noisy = self.scheduler.mix(shown.clean, shown.noise, shown.t).to(self._dtype)
+        with self._foresight.at(turn.first_pass):
+            answer = self.denoiser.predict(noisy, shown.t, shown.about)
+        error = (answer.float() - self.scheduler.target(shown.clean, shown.noise, shown.t)) ** 2
+        return error.flatten(1).mean(1) * self.scheduler.weight(shown.t)
+
+    def _prepared(self, turn: Turn, samples: Samples) -> Prepared:
         found = [samples(index) for index in turn.samples]
         draws = [
             draw(self.plan.settings.seed, turn.first_pass + place, tuple(item.latents.shape))
@@ -121,14 +151,10 @@ class Trainer:
         t = self.scheduler.level(torch.stack([chance.level for chance in draws]), tokens)
         clean, noise, t = (tensor.to(self._device) for tensor in (clean, noise, t))
         text = self._conditions(texts).to(self._device, self._dtype)
-        noisy = self.scheduler.mix(clean, noise, t).to(self._dtype)
         seen = zip(*(item.references for item in found), strict=True)
         references = tuple(torch.stack(some).to(self._device, self._dtype) for some in seen)
         sizes = torch.tensor([item.sizes for item in found], device=self._device)
-        about = Batch(text, references, sizes, self.plan.settings.train.guidance)
-        answer = self.denoiser.predict(noisy, t, about)
-        error = (answer.float() - self.scheduler.target(clean, noise, t)) ** 2
-        return error.flatten(1).mean(1) * self.scheduler.weight(t)
+        return Prepared(clean, noise, t, Batch(text, references, sizes, self.plan.settings.train.guidance))
 
     @contextmanager
     def _seeded(self, number: int) -> Iterator[None]:

@@ -181,6 +181,9 @@ class Denoiser(Protocol):
     def predict(self, noisy: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """(B, C, H, W) latents at noise levels t (B,) to the scheduler's target, of the same shape."""
 
+    def condition(self, t: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """What each of the family's `modulation` layers gets, (B, in) or more rows; not asked where there are none."""
+
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         """Two predictions combined as the family's reference pipeline does; not asked where guidance is not true."""
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lorakit.engine.adapter import Adapter
+from lorakit.engine.modulation import Foresight, ModulationTable
 from lorakit.engine.parts import Batch, Conditions, Denoiser, ImageCoder, Said, Text
 from lorakit.engine.pixels import to_image
 from lorakit.engine.schedulers import Scheduler
@@ -34,17 +35,35 @@ def denoise(
     negative: Batch | None,
     settings: PlannedSampling,
     tokens: int,
+    table: ModulationTable | None = None,
 ) -> Tensor:
     """From noise (B, C, H, W) to clean latents; with true guidance where there is a negative and it is over 1."""
     sampler = scheduler.sampler(settings.steps, tokens, settings.shift)
+    levels = [now.expand(noise.shape[0]) for now in sampler.times.to(noise.device)]
+    told = (about, negative) if negative is not None and settings.guidance > 1 else (about,)
+    foresight = _foreseen(denoiser, levels, told, table)
     latents = sampler.start(noise)
-    for number, now in enumerate(sampler.times.to(noise.device)):
-        t, seen = now.expand(latents.shape[0]), sampler.seen(latents, number)
-        prediction = denoiser.predict(seen, t, about)
-        if negative is not None and settings.guidance > 1:
-            prediction = denoiser.guide(prediction, denoiser.predict(seen, t, negative), settings.guidance)
+    for number, t in enumerate(levels):
+        seen = sampler.seen(latents, number)
+        with foresight.at((number, 0)):
+            prediction = denoiser.predict(seen, t, about)
+        if len(told) > 1:
+            with foresight.at((number, 1)):
+                other = denoiser.predict(seen, t, told[1])
+            prediction = denoiser.guide(prediction, other, settings.guidance)
         latents = sampler.step(latents, prediction, number)
     return latents
+
+
+def _foreseen(
+    denoiser: Denoiser, levels: Sequence[Tensor], told: Sequence[Batch], table: ModulationTable | None
+) -> Foresight[tuple[int, int]]:
+    """What the modulation layers answer at every step, to each of the batches."""
+    if table is None:
+        return Foresight((), {})
+    return table.foresee(
+        {(number, side): denoiser.condition(t, one) for number, t in enumerate(levels) for side, one in enumerate(told)}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +88,11 @@ class Painter:
         scheduler: Scheduler,
         subjects: Sequence[Subject],
         conditions: Conditions = Text.collate,
+        table: ModulationTable | None = None,
     ) -> None:
         self._family, self._variant, self._settings = family, variant, settings
         self._denoiser, self._coder, self._scheduler = denoiser, coder, scheduler
-        self._subjects, self._conditions = subjects, conditions
+        self._subjects, self._conditions, self._table = subjects, conditions, table
 
     def draw(self, number: int, device: torch.device, dtype: torch.dtype) -> Image.Image:
         """The picture of prompt `number`; training's random state and mode are left as they were."""
@@ -83,7 +103,9 @@ class Painter:
             tokens = noise.shape[-1] * noise.shape[-2] // self._family.patch**2
             with torch.no_grad():
                 about, negative = self._batches(self._subjects[number], device, dtype)
-                latents = denoise(self._denoiser, self._scheduler, noise, about, negative, self._settings, tokens)
+                latents = denoise(
+                    self._denoiser, self._scheduler, noise, about, negative, self._settings, tokens, self._table
+                )
                 self._coder.module.to(device)
                 return to_image(self._coder.decode(latents.float())[0])
         finally:

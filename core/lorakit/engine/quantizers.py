@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,17 @@ class Quantizer(Protocol):
 
     def holds(self, module: nn.Module) -> bool:
         """Whether `module` is a layer in that form."""
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A quantizer whose layers choose by a batch how they multiply."""
+
+    def calibrate(self, blocks: Sequence[nn.Module], batch: Callable[[], Tensor]) -> str:
+        """Let the layers of the blocks choose by the batch whose loss `batch` gives; what was chosen, in words.
+
+        The batch is the run's first, with an adapter of zeros, whenever the run is begun or gone on with.
+        """
 
 
 Spared = Mapping[str, Quantizer]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,15 +16,14 @@ import torch.version
 from lorakit.advice import out_of_memory
 from lorakit.control import Control
 from lorakit.engine import checkpoint, lora_file, memory, preview
-from lorakit.engine.adapter import Adapter
 from lorakit.engine.cache import Cache, write_atomically
 from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
 from lorakit.engine.material import Material, gather
 from lorakit.engine.objective import make_scheduler
-from lorakit.engine.parts import Denoiser
 from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
+from lorakit.engine.quantizers import Calibrated
 from lorakit.engine.run_folder import alone, claim, discard, is_complete, recorded, refuse_if_taken
 from lorakit.engine.source import cache_folder, locate
 from lorakit.errors import LorakitError, RunError, TrainingError
@@ -40,9 +41,11 @@ from lorakit.events import (
     UpdateFinished,
     Warned,
 )
-from lorakit.order import turns
+from lorakit.order import Turn, turns
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
+
+AHEAD = 64  # batches whose modulation is worked out at once: one transfer of those weights serves them all
 
 
 def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
@@ -118,22 +121,50 @@ class Run:
         context = Context(self.plan, self.family, self.shelves, self.source, cache, self.device, self.control)
         material = yield from gather(context)
         context.check()
-        denoiser, adapter = yield from load_model(context, material.encoder)
-        self.context, self.dataset, self.denoiser, self.adapter = context, material.dataset, denoiser, adapter
-        trainer = self._trainer(denoiser, adapter, material, start)
+        self.model = yield from load_model(context, material.encoder)
+        self.context, self.dataset = context, material.dataset
+        self.denoiser, self.adapter = self.model.denoiser, self.model.adapter
+        trainer = self._trainer(material, start)
+        yield from self._calibrate(trainer, material)
         painter = self._painter(material)
         yield from self._train(trainer, material, painter)
         yield from self._finish(trainer, painter)
 
-    def _trainer(self, denoiser: Denoiser, adapter: Adapter, material: Material, start: int) -> Trainer:
-        optimizer = self.optimizer_part.resolve()([part.group for part in adapter.parts], self.plan.settings.optimizer)
-        scheduler, patch, dtype = make_scheduler(self.context), self.family.patch, self.context.source.dtype
-        trainer = Trainer(self.plan, denoiser, adapter, scheduler, optimizer, patch, dtype, material.conditions)
+    def _trainer(self, material: Material, start: int) -> Trainer:
+        groups = [part.group for part in self.adapter.parts]
+        trainer = Trainer(
+            self.plan,
+            self.denoiser,
+            self.adapter,
+            make_scheduler(self.context),
+            self.optimizer_part.resolve()(groups, self.plan.settings.optimizer),
+            self.family.patch,
+            self.context.source.dtype,
+            material.conditions,
+            self.model.table,
+        )
         trainer.describe = lambda number: str(self.dataset.samples[number].path)
         if start:
             trainer.restore(checkpoint.load(self.folder, start, self.context.device))
         self.trainer = trainer
         return trainer
+
+    def _calibrate(self, trainer: Trainer, material: Material) -> Iterator[Event]:
+        """Let a quantizer that wants to see a batch see the run's first."""
+        quantizer = self.shelves.quantizers[self.plan.settings.quantization.name].resolve()()
+        if not isinstance(quantizer, Calibrated):
+            return
+        first = next(turns(self.dataset, self.plan.settings.train, self.plan.settings.seed))[0]
+        said: list[str] = []
+
+        def work() -> Iterator[str]:
+            with self.adapter.at(1.0, torch.zeros_like(self.adapter.flat)):
+                batch = partial(trainer.loss, first, material.item)
+                said.append(quantizer.calibrate(self.denoiser.blocks, lambda: batch().sum()))
+            self.adapter.grad.zero_()
+            yield "first batch"
+
+        yield from phase("calibrate", 1, work(), lambda: said[0])
 
     def _painter(self, material: Material) -> preview.Painter | None:
         if material.coder is None or not self.trainer:
@@ -148,6 +179,7 @@ class Run:
             scheduler,
             material.subjects(),
             material.conditions,
+            self.model.table,
         )
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -157,7 +189,7 @@ class Run:
         yield PhaseStarted(phase="train", total=settings.train.updates)
         began = then = time.perf_counter()
         passes = 0
-        for batches in turns(dataset, settings.train, settings.seed, trainer.updates):
+        for batches in self._foreseen(trainer, material):
             self.context.check()
             step = trainer.update(batches, material.item)
             passes = batches[-1].first_pass + len(batches[-1].samples)
@@ -175,6 +207,13 @@ class Run:
             yield from self._at(trainer.updates, painter)
             then = time.perf_counter()
         yield PhaseFinished(phase="train", seconds=time.perf_counter() - began, note=f"{trainer.updates} updates")
+
+    def _foreseen(self, trainer: Trainer, material: Material) -> Iterator[Sequence[Turn]]:
+        """The batches of every update to come, worked out ahead some updates at a time."""
+        coming = turns(self.dataset, self.plan.settings.train, self.plan.settings.seed, trainer.updates)
+        while ahead := list(islice(coming, max(1, AHEAD // self.plan.settings.train.accumulation))):
+            trainer.foresee(ahead, material.item)
+            yield from ahead
 
     def _at(self, update: int, painter: preview.Painter | None) -> Iterator[Event]:
         """The checkpoint and the previews that are due after `update`."""
