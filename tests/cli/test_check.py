@@ -38,6 +38,15 @@ def test_nothing_odd(capsys, folder):
     assert "256x256 2" in said
 
 
+def test_a_folder_is_enough(capsys, folder):
+    (folder / "1.txt").write_text(GOOD + ", 0")
+    assert run(["check", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "2 pictures with the caption of another" in said
+    assert "256x256 2" in said
+    assert "advised" not in said
+
+
 def test_captions_and_prompts_that_miss_the_advice(capsys, folder):
     (folder / "1.txt").write_text("maya")
     code, said = checked(

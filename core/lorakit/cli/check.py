@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from lorakit.audit import Asked
 
 
+RESOLUTION, SIDES = 1024, 16  # where no family says otherwise, in pixels
+MOST_REFERENCES = 3
+
+
 @click.command()
 @click.argument("folder", nargs=-1, required=False)
 @options.settings
@@ -27,17 +31,18 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def check(kit: Kit, /, folder: tuple[str, ...], html: Path | None, as_json: bool, **given: Any) -> int:
-    """Say what is odd about the pictures in FOLDER and their captions, as the family advises them.
+    """Say what is odd about the pictures in FOLDER and their captions.
 
-    Every picture is decoded whole, compared with the others and held against the size it is trained at. Takes the
-    same options as train, so that the prompts of previews are looked at too. Leaves with 1 where anything was found.
+    Every picture is decoded whole, compared with the others and held against the size it is trained at: 1024², or what
+    the family and the settings say. With --family, captions are held against its advice. Takes the same options as
+    train, so that the prompts of previews are looked at too. Leaves with 1 where anything was found.
     """
     from lorakit.audit import audit, summary
 
     given["data"] = (*folder, *given["data"])
     if not given["data"] and given["config"] is None:
-        raise ConfigError("no folder is named", fix="Say lorakit check FOLDER --family NAME.")
-    asked = _asked(kit, given)
+        raise ConfigError("no folder is named", fix="Say lorakit check FOLDER.")
+    asked = _asked(kit, given) if _is_for_a_run(given) else _of_no_family(given["data"], given["trigger"] or "")
     with _progress() as tell:
         report = audit(asked, tell)
     if html is not None:
@@ -50,6 +55,21 @@ def check(kit: Kit, /, folder: tuple[str, ...], html: Path | None, as_json: bool
         for line in summary.lines(report, html):
             click.echo(line)
     return 1 if report.findings else 0
+
+
+def _is_for_a_run(given: dict[str, Any]) -> bool:
+    """Whether anything but folders and a trigger word is said: then it is about one run, whose family counts."""
+    return any(value not in (None, ()) for name, value in given.items() if name not in ("data", "trigger"))
+
+
+def _of_no_family(folders: tuple[str, ...], trigger: str) -> Asked:
+    """Pictures for whichever model: the area that today's models are trained at, and sides that suit all."""
+    from lorakit.audit import Asked
+    from lorakit.dataset import Sizing
+    from lorakit.planned import PlannedData
+
+    tables = [PlannedData(folder=folder, trigger=trigger, resolution=RESOLUTION) for folder in folders]
+    return Asked(tables=tables, sizing=Sizing(SIDES, MOST_REFERENCES), trigger=trigger)
 
 
 def _asked(kit: Kit, given: dict[str, Any]) -> Asked:
