@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -73,7 +75,7 @@ def test_the_fingerprint_is_the_same_in_one_file_or_two_and_tells_bases_apart(mo
     split(folder)
     assert Weights(folder, "it").fingerprint() == whole
     name = "transformer_blocks.0.attn.to_q.weight"
-    part = folder / Weights(folder, "it")._files[name].name
+    part = folder / Weights(folder, "it")._places[name].file.name
     held = safetensors.torch.load_file(part)
     held[name] += 0.01
     safetensors.torch.save_file(held, part)
@@ -109,12 +111,58 @@ def test_pickled_weights_are_refused_with_advice(plan, model):
         loaded(made)
 
 
-@pytest.mark.parametrize("damage", ["short", "no part"])
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_of_a_file_is_mapped_into_memory(model):
+    weights = Weights(model / "transformer", "it")
+    held = dict(weights.read(weights.shapes))
+    assert str(model) not in Path("/proc/self/maps").read_text()
+    assert len(held) == len(weights.shapes)
+
+
+def test_a_file_that_is_cut_short_after_it_was_looked_at_is_named(model):
+    file = model / "transformer" / FILE
+    weights = Weights(model / "transformer", "it")
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"it cannot be loaded.*ends within a tensor"):
+        list(weights.read(weights.shapes))
+
+
+def spoil(header):
+    """The file's header as bytes of another."""
+
+    def write(file):
+        content = file.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        table = header(json.loads(content[8 : 8 + size]))
+        told = json.dumps(table).encode() if isinstance(table, dict) else table
+        file.write_bytes(len(told).to_bytes(8, "little") + told + content[8 + size :])
+
+    return write
+
+
+def strange(table):
+    first = next(name for name in table if name != "__metadata__")
+    table[first]["dtype"] = "I128"
+    return table
+
+
+DAMAGES = {
+    "short": lambda file: file.write_bytes(file.read_bytes()[:5000]),
+    "short by one": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "long by one": lambda file: file.write_bytes(file.read_bytes() + b"x"),
+    "empty": lambda file: file.write_bytes(b""),
+    "a page": lambda file: file.write_bytes(b"<html>" * 100),
+    "no table": spoil(lambda table: b"[1, 2]"),
+    "unknown numbers": spoil(strange),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "no part"])
 def test_weights_that_cannot_be_read_are_named(plan, model, damage):
     made = plan()
     folder = model / "transformer"
-    if damage == "short":
-        (folder / FILE).write_bytes((folder / FILE).read_bytes()[:5000])
+    if damage in DAMAGES:
+        DAMAGES[damage](folder / FILE)
     else:
         split(folder)
         (folder / "part-1.safetensors").unlink()

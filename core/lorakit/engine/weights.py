@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +20,73 @@ from torch import Tensor, nn
 from lorakit.errors import ModelError
 
 INDEX = ".safetensors.index.json"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies: `start` is counted in bytes from the file's own beginning."""
+
+    file: Path
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def read(self, opened: BufferedReader, rows: int | None = None) -> Tensor:
+        """The tensor in memory of its own, or its first `rows` rows."""
+        shape = self.shape if rows is None or len(self.shape) < 2 else (rows, *self.shape[1:])
+        held = torch.empty(math.prod(shape) * self.dtype.itemsize, dtype=torch.uint8)
+        opened.seek(self.start)
+        if opened.readinto(held.numpy()) != len(held):
+            raise OSError(f"{self.file.name} ends within a tensor")
+        return held.view(self.dtype).view(shape)
 
 
 class Weights:
-    """The tensors of a component's folder, by name; `of` is what errors call the component."""
+    """The tensors of a component's folder, by name; `of` is what errors call the component.
+
+    Files are read and never mapped: mapped pages count as memory of the process for as long as the map lasts, beside
+    the tensors that were copied from them.
+    """
 
     def __init__(self, folder: Path, of: str) -> None:
         self.folder, self._of = folder, of
         try:
-            self._files = self._places()
-            self.shapes = {name: shape for file in set(self._files.values()) for name, shape in self._shapes(file)}
+            files = self._files()
+            held = {file: _places(file) for file in sorted(set(files.values()))}
+            absent = sorted(name for name, file in files.items() if name not in held[file])
+            if absent:
+                raise KeyError(f"no file holds {_some(absent)}")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise self._unreadable(error) from error
-        absent = sorted(set(self._files) - set(self.shapes))
-        if absent:
-            raise self._unreadable(KeyError(f"no file holds {_some(absent)}"))
+        self._places = {name: held[file][name] for name, file in files.items()}
+        self.shapes = {name: list(place.shape) for name, place in self._places.items()}
 
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor on the CPU) of each name; the tensors share the files' mapped memory and must be copied."""
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self._files[name], []).append(name)
+    def read(self, names: Iterable[str], rows: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor on the CPU) of each name, or its first `rows` rows; file by file, in the order they lie there.
+
+        Nothing is kept here, so that a tensor that is dropped is freed.
+        """
+        wanted = sorted(names, key=lambda name: (self._places[name].file, self._places[name].start))
         try:
-            for file, held in by_file.items():
-                with safe_open(file, framework="pt", device="cpu") as opened:
-                    for name in held:
-                        yield name, opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
+            for file, some in groupby(wanted, key=lambda name: self._places[name].file):
+                with file.open("rb") as opened:
+                    for name in some:
+                        yield name, self._places[name].read(opened, rows)
+        except OSError as error:
             raise self._unreadable(error) from error
 
     def fingerprint(self) -> str:
@@ -51,21 +95,14 @@ class Weights:
         Enough to tell two checkpoints apart, and the same however one of them is split into files or cast.
         """
         digest = hashlib.sha256()
-        rows = dict(self._rows())
+        rows = dict(self.read(self._places, rows=1))
         for name in sorted(rows):
             digest.update(json.dumps([name, self.shapes[name]]).encode())
             digest.update(rows[name].to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _rows(self) -> Iterator[tuple[str, Tensor]]:
-        for file in sorted(set(self._files.values())):
-            with safe_open(file, framework="pt", device="cpu") as opened:
-                for name in opened.keys():  # noqa: SIM118  (not a mapping)
-                    if self._files.get(name) == file:
-                        whole = len(self.shapes[name]) < 2
-                        yield name, opened.get_tensor(name) if whole else opened.get_slice(name)[:1]
-
-    def _places(self) -> dict[str, Path]:
+    def _files(self) -> dict[str, Path]:
+        """The file of each tensor."""
         indices = sorted(self.folder.glob(f"*{INDEX}"), key=_length)
         if indices:
             table = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
@@ -81,12 +118,7 @@ class Weights:
                 if pickled
                 else f"They should be in {self.folder}; download it again.",
             )
-        return {name: files[0] for name, _ in self._shapes(files[0])}
-
-    def _shapes(self, file: Path) -> Iterator[tuple[str, list[int]]]:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            for name in opened.keys():  # noqa: SIM118  (not a mapping)
-                yield name, list(opened.get_slice(name).get_shape())
+        return dict.fromkeys(_places(files[0]), files[0])
 
     def _unreadable(self, error: Exception) -> ModelError:
         return ModelError(
@@ -94,6 +126,23 @@ class Weights:
             why=f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}",
             fix=f"Check that {self.folder} is complete, or download it again.",
         )
+
+
+def _places(file: Path) -> dict[str, Place]:
+    """Where a file's tensors lie; safetensors' own reader is asked first whether the file is whole and sound."""
+    with safe_open(file, framework="pt", device="cpu"):
+        pass
+    with file.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+        table = json.loads(opened.read(header))
+    table.pop("__metadata__", None)
+    strange = sorted({about["dtype"] for about in table.values()} - set(DTYPES))
+    if strange:
+        raise ValueError(f"{file.name} holds numbers of the kind {_some(strange)}")
+    return {
+        name: Place(file, 8 + header + about["data_offsets"][0], DTYPES[about["dtype"]], tuple(about["shape"]))
+        for name, about in table.items()
+    }
 
 
 def hollow(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -144,7 +193,7 @@ def fill(
     prefix: str = "",
     precise: Collection[str] = (),
 ) -> None:
-    """Give the module its tensors `prefix` + name for every name, copied to the CPU, floating ones cast to `dtype`.
+    """Give the module its tensors `prefix` + name for every name, on the CPU, floating ones cast to `dtype`.
 
     Parts called as `precise` says stay in fp32, as `from_pretrained` keeps those that the model's class names.
     """
@@ -152,7 +201,7 @@ def fill(
         name = full[len(prefix) :]
         kept = any(part in full.split(".") for part in precise)
         own = (torch.float32 if kept else dtype) if tensor.is_floating_point() else tensor.dtype
-        place(module, name, tensor.to(own, copy=True))
+        place(module, name, tensor.to(own))
 
 
 def place(module: nn.Module, name: str, tensor: Tensor) -> None:
