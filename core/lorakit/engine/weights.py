@@ -50,7 +50,7 @@ class Place:
         shape = self.shape if rows is None or len(self.shape) < 2 else (rows, *self.shape[1:])
         held = torch.empty(math.prod(shape) * self.dtype.itemsize, dtype=torch.uint8)
         opened.seek(self.start)
-        if opened.readinto(memoryview(held.numpy())) != len(held):
+        if opened.readinto(held.numpy().data) != len(held):
             raise OSError(f"{self.file.name} ends within a tensor")
         return held.view(self.dtype).view(shape)
 
