@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorakit import workflow
 from lorakit.dataset import Sizing, previewed
 from lorakit.errors import ConfigError, ModelError
 from lorakit.family import Family, Variant
@@ -25,6 +26,9 @@ def core(plan: Plan, family: Family) -> Iterator[Problem]:
     yield from _data(plan)
     yield from _length(plan)
     yield from _sizes(plan, family)
+    misfit = workflow.misfit(plan, family)
+    if misfit:
+        yield Problem(misfit, "error")
 
 
 def _data(plan: Plan) -> Iterator[Problem]:

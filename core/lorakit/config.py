@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import tomli
 from pydantic import BaseModel, ValidationError
@@ -217,7 +217,7 @@ def _check_keys(table: Mapping[str, Any], model: type[BaseModel], where: str, pr
         inner = _inner(model, key)
         items = value if isinstance(value, (list, tuple)) else [value]
         if inner is None:
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping) and get_origin(model.model_fields[key].annotation) is not dict:
                 raise ConfigError(f"'{path}' is a value, not a section", where=where, fix=f"Write {path} = VALUE.")
             continue
         form = "[[data]]" if key == "data" else f"[{path}]"

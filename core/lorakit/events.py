@@ -143,13 +143,17 @@ class RunStopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished(Event):
-    """The run is complete; `lora` is the file and `proof` what was checked about it."""
+    """The run is complete; `lora` is the file and `proof` what was checked about it.
+
+    `workflow` is the ComfyUI workflow beside it, empty where the family has none.
+    """
 
     update: int
     folder: str
     lora: str
     proof: str
     seconds: float
+    workflow: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

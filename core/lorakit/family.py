@@ -132,6 +132,8 @@ class Family(ABC):
     """Ends of the names of linear layers, inside the blocks, that see nothing but the noise level and pooled text."""
     modulated_by_text: ClassVar[bool] = False
     """Whether those layers see pooled text too."""
+    workflows: ClassVar[Path | None] = None
+    """Folder of ComfyUI workflows, the templates that `lorakit.workflow` fills in for each run."""
     toy_resolution: ClassVar[int] = 64
     """Side in pixels that the toy model was made for."""
 

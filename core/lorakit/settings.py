@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Target = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Input = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 Every = Annotated[int, Field(ge=0)] | Literal["epoch"]
 
 
@@ -272,6 +273,11 @@ class Save(Section):
         "full",
         description="What the file says of its making; `full` includes folder names, caption statistics, prompts and "
         "settings.",
+    )
+    workflow: dict[Input, str | int | float] = Field(
+        {},
+        description="Inputs of the ComfyUI workflow beside the file to set otherwise, by their names in its nodes: "
+        "`workflow.unet_name` for another file of the model.",
     )
 
 

@@ -64,6 +64,7 @@ class Qwen(Family):
     spared: ClassVar = {"int2": {"img_mod.1": "int4", "txt_mod.1": "int4"}}
     modulation = ("img_mod.1", "txt_mod.1")
     side_multiple = 16
+    workflows = Path(__file__).parent / "workflows"
     toy_resolution = 48
     patch = 2
     base_model_version = "qwen_image"

@@ -73,6 +73,9 @@ def _kind(about: Mapping[str, Any]) -> str:
         return f"`{json.dumps(about['const'])}`"
     if about["type"] == "array":
         return _array(about)
+    if about["type"] == "object":
+        (inner,) = about["patternProperties"].values()
+        return f"table of {_kind(inner)}"
     kind = {"number": "number", "integer": "whole number", "boolean": "true or false", "string": "text"}[about["type"]]
     bounds = [text.format(_bound(about[key])) for key, text in BOUNDS.items() if key in about]
     if about.get("maxLength"):

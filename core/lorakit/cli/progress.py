@@ -83,6 +83,8 @@ class Progress:
                 self.close()
                 self._say(f"proof        {event.proof}", "green")
                 self._say(f"file         {event.lora}", "green")
+                if event.workflow:
+                    self._say(f"workflow     {event.workflow}")
                 self._say(f"done         {event.update} updates in {duration(event.seconds)}")
             case LayerRecovered() | RecoveryStopped() | RecoveryFinished():
                 self._recovery(event)

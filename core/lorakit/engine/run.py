@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.version
 
+from lorakit import workflow
 from lorakit.advice import out_of_memory
 from lorakit.control import Control
 from lorakit.engine import checkpoint, lora_file, memory, preview
@@ -269,6 +270,7 @@ class Run:
     def _finish(self, trainer: Trainer, painter: preview.Painter | None) -> Iterator[Event]:
         settings = self.plan.settings
         path = self.folder / f"{settings.name}.safetensors"
+        drawing = self._workflow()  # before the file, with which the run is complete
         proofs: list[Proof] = []
 
         def save() -> Iterator[str]:
@@ -301,8 +303,18 @@ class Run:
             folder=str(self.folder),
             lora=str(path),
             proof=str(proofs[-1]),
+            workflow=drawing,
             seconds=time.perf_counter() - self.began,
         )
+
+    def _workflow(self) -> str:
+        """Write the ComfyUI workflow, if the family has one for this plan; its path."""
+        text = workflow.written(self.plan, self.family)
+        if text is None:
+            return ""
+        path = self.folder / workflow.file_name(self.plan.settings.name)
+        write_atomically(path, text.encode())
+        return str(path)
 
     def _raw(self) -> bytes:
         assert self.trainer
