@@ -171,9 +171,13 @@ class LayerRecovered(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryStopped(Event):
-    """Making a recovery adapter stopped before its end; the same command goes on after `blocks` blocks."""
+    """Making a recovery adapter stopped before its end; the same command goes on after what was done.
+
+    That is `blocks` blocks, and `updates` updates of all of them together.
+    """
 
     blocks: int
+    updates: int = 0
     reason: str
     folder: str
 

@@ -22,7 +22,7 @@ from lorakit.events import LayerRecovered, PhaseProgress, RecoveryFinished, Reco
 from lorakit.order import Turn, turns
 from tests.engine.quantized import CPU, answers, context_of, drained, error, loaded, make_plan, write_scenes
 
-QUICK = Recipe(rank=4, samples=4, sweeps=1, steps=2)
+QUICK = Recipe(rank=4, samples=5, sweeps=1, descents=2, updates=3, batch=2)
 KEY = "transformer.transformer_blocks.0.attn.to_q.lora_{}.weight"
 
 

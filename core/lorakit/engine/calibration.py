@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,11 +42,33 @@ COARSE, DISCS = 8, 3  # the noise that a neutral picture is made of is on a grid
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One input of the denoiser: noisy latents (1, C, H, W), their noise level (1,), and what else it is told."""
+    """Inputs of the denoiser: noisy latents (B, C, H, W), their noise levels (B,), and what else it is told."""
 
     noisy: Tensor
     t: Tensor
     about: Batch
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Inputs of the same shapes can be shown at once."""
+        return (self.noisy.shape[1:], *(one.shape[1:] for one in self.about.references))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Batch]:
+        """What `predict` takes."""
+        return self.noisy.to(device), self.t.to(device), self.about.to(device, dtype)
+
+    @staticmethod
+    def collate(items: Sequence[Shown]) -> Shown:
+        """Several of the same shapes as one."""
+        told = [item.about for item in items]
+        references = zip(*(one.references for one in told), strict=True)
+        about = replace(
+            told[0],
+            text=Text.collate([one.text for one in told]),
+            references=tuple(torch.cat(one) for one in references),
+            sizes=torch.cat([one.sizes for one in told if one.sizes is not None]),
+        )
+        return Shown(torch.cat([item.noisy for item in items]), torch.cat([item.t for item in items]), about)
 
 
 def inputs(context: Context, scheduler: Scheduler, count: int) -> Work[list[Shown]]:

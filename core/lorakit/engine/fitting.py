@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,22 +14,30 @@ from lorakit.engine.correction import Corrected
 from lorakit.engine.regression import Moments, solve
 from lorakit.engine.walk import Halt
 
+AT_ONCE = 4  # inputs of one update on a block's output
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a correction is made.
 
-    `rank` is the adapter's; `samples` are inputs shown; `sweeps` how often a block's layers are solved for; `steps`
-    gradient steps on the block's output after that, at `rate` times the weights' own size; `ridge` how far directions
-    that no input shows count.
+    `rank` is the adapter's; `samples` are inputs shown, an eighth of which only measure. Each block is fitted on
+    `fitted` of them: its layers are solved for `sweeps` times, `ridge` being how far directions that no input shows
+    count, and then descend for `descents` steps on the block's output. At the end all corrections descend for
+    `updates` steps of `batch` inputs on the model's output. Rates are times the weights' own size.
     """
 
     rank: int = 16
-    samples: int = 32
+    samples: int = 128
+    fitted: int = 32
     sweeps: int = 2
-    steps: int = 60
-    rate: float = 0.03
     ridge: float = 0.01
+    descents: int = 60
+    rate: float = 0.03
+    updates: int = 200
+    batch: int = 16
+    final_rate: float = 0.06
 
 
 Seen = dict[str, tuple[Tensor, Tensor]]
@@ -73,7 +81,7 @@ class BlockFit:
         """Solve for every layer by itself, on the inputs that it gets with the present corrections of those before.
 
         What reaches a layer of earlier errors is not its to correct: solved for at once, all layers would correct the
-        same error. That is left to `step`.
+        same error. That is left to `descend`.
         """
         found = {name: Moments(layer.in_features, layer.lora_a.device) for name, layer in self.layers.items()}
         with watched(self.student, list(self.layers)) as seen:
@@ -87,39 +95,69 @@ class BlockFit:
             off = weight.detach().float() - weight_of(layer.base)
             layer.lora_a, layer.lora_b = solve(off, found.pop(name), recipe.rank, recipe.ridge)
 
-    def step(self, recipe: Recipe, check: Callable[[], None]) -> None:
-        """Fit all layers together to the block's own output, by gradient; `check` is called before each step."""
-        for layer in self.layers.values():
-            layer.lora_a, layer.lora_b = (half.float().requires_grad_() for half in (layer.lora_a, layer.lora_b))
-        groups = [
-            {"params": [half], "lr": recipe.rate * float(half.detach().square().mean().sqrt().clamp_min(1e-6))}
-            for layer in self.layers.values()
-            for half in (layer.lora_a, layer.lora_b)
-        ]
-        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        with torch.enable_grad():
-            for number in range(recipe.steps):
-                check()
-                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                    group["lr"] = peak * (1 - number / recipe.steps)
-                optimizer.zero_grad()
-                at = [(number * 4 + offset) % len(self.pairs) for offset in range(4)]
-                for place in at:
-                    behind = self.pairs[place][1]
-                    loss = distance(tensors(self.student(*behind.args, **behind.kwargs)), self._answers[place])
-                    loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        for layer in self.layers.values():
-            layer.lora_a, layer.lora_b = layer.lora_a.detach(), layer.lora_b.detach()
+    def descend(self, recipe: Recipe, check: Callable[[], None]) -> None:
+        """Fit all layers together to the block's own output, by gradient; `check` is called before each update."""
+        descent = Descent(list(self.layers.values()), recipe.rate, recipe.descents)
+        for number in range(recipe.descents):
+            check()
+            descent.update(self._loss((number * AT_ONCE + offset) % len(self.pairs)) for offset in range(AT_ONCE))
+        descent.end()
 
-    def round(self) -> None:
+    def _loss(self, place: int) -> Tensor:
+        behind = self.pairs[place][1]
+        return distance(tensors(self.student(*behind.args, **behind.kwargs)), self._answers[place])
+
+
+class Descent:
+    """Corrections under gradient descent, in fp32, each at `rate` times its own size; the rate falls evenly to 0."""
+
+    def __init__(self, layers: Sequence[Corrected], rate: float, updates: int) -> None:
+        self.done = 0
+        self._layers, self._updates = layers, updates
+        for layer in layers:
+            layer.lora_a, layer.lora_b = (half.float().requires_grad_() for half in (layer.lora_a, layer.lora_b))
+        self._halves = [half for layer in layers for half in (layer.lora_a, layer.lora_b)]
+        self._peaks = [rate * float(half.detach().square().mean().sqrt().clamp_min(1e-6)) for half in self._halves]
+        groups = [{"params": [half], "lr": peak} for half, peak in zip(self._halves, self._peaks, strict=True)]
+        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+
+    def update(self, losses: Iterable[Tensor]) -> None:
+        """One update on the sum of the losses, which are computed and differentiated one after another."""
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * (1 - self.done / self._updates)
+        self._optimizer.zero_grad()
+        with torch.enable_grad():
+            for loss in losses:
+                loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self.done += 1
+
+    def end(self) -> None:
         """Bring the corrections to the number format of the file, and to the layout in memory that reading it gives.
 
         A transposed matrix multiplies with other rounding, and a making that goes on after a stop would differ.
         """
-        for layer in self.layers.values():
-            layer.lora_a, layer.lora_b = layer.lora_a.bfloat16().contiguous(), layer.lora_b.bfloat16().contiguous()
+        for layer in self._layers:
+            layer.lora_a, layer.lora_b = (
+                half.detach().bfloat16().contiguous() for half in (layer.lora_a, layer.lora_b)
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` goes on from."""
+        held = {"done": torch.tensor(self.done)}
+        for number, half in enumerate(self._halves):
+            moments = self._optimizer.state[half]
+            held |= {f"{number}.{name}": moments[name] for name in MOMENTS if name in moments}
+            held[f"{number}.half"] = half.detach()
+        return {name: one.cpu().contiguous() for name, one in held.items()}
+
+    def restore(self, held: Mapping[str, Tensor]) -> None:
+        """Go on from an earlier descent of the same layers."""
+        self.done = int(held["done"])
+        for number, half in enumerate(self._halves):
+            half.data.copy_(held[f"{number}.half"])
+            moments = {name: held[f"{number}.{name}"].to(half.device) for name in MOMENTS}
+            self._optimizer.state[half] = {"step": torch.tensor(float(self.done)), **moments}
 
 
 def weight_of(layer: nn.Module) -> Tensor:

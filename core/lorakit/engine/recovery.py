@@ -1,9 +1,8 @@
 """Making an accuracy recovery adapter: block by block, so that there is never more than one block of the full model.
 
-Three passes of every input go through the model side by side: the teacher's in full precision, the corrected
-student's, and an uncorrected student's for comparison. The corrected student's own outputs go on to the next block, so
-that each block is fitted on what it will really be given and corrects what is left of the errors before it. Measured
-against feeding the teacher's outputs on the toy, that is a little better (docs/quantization.md).
+Each block is corrected on what the corrected blocks before it give, its layers solved for and then fitted together to
+the block's own output. When the last is done, all corrections are fitted together once more, to the answers that the
+full model gave on its way. What each stage takes back on the toy is told in docs/quantization.md.
 """
 
 from __future__ import annotations
@@ -26,15 +25,17 @@ from lorakit.control import Control
 from lorakit.engine import calibration, memory
 from lorakit.engine.cache import Cache, write_atomically
 from lorakit.engine.correction import BASE, QUANTIZATION, RANK, Corrected, Halves, correct
-from lorakit.engine.fitting import BlockFit, Recipe, answer, watched
+from lorakit.engine.fitting import BlockFit, Recipe
 from lorakit.engine.loading import Loader
+from lorakit.engine.loop import recompute
 from lorakit.engine.objective import make_scheduler
 from lorakit.engine.parts import Denoiser
 from lorakit.engine.phases import Context, StopAsked
 from lorakit.engine.quantizers import linears, quantize
 from lorakit.engine.source import cache_folder, locate
-from lorakit.engine.walk import Halt, Walk, Walks
-from lorakit.errors import ModelError
+from lorakit.engine.streams import Shares, Streams
+from lorakit.engine.together import Together
+from lorakit.engine.walk import Walk, Walks
 from lorakit.events import (
     Event,
     LayerRecovered,
@@ -47,7 +48,7 @@ from lorakit.events import (
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
 
-STREAMS = 3  # the teacher's passes, the corrected student's, the uncorrected one's
+KEEP = 50  # updates of the last stage between two savings of where it stands
 
 
 def recover(
@@ -68,7 +69,7 @@ class Making:
         self.file, self.recipe = file, recipe
         self.partial = file.with_name(f"{file.name}.partial")
         self.layers: dict[str, tuple[float, float]] = {}
-        self.blocks = 0
+        self.blocks = self.updates = 0
         self.walks: Walks | None = None
 
     def events(self) -> Generator[Event, None, None]:
@@ -77,7 +78,7 @@ class Making:
             yield from self._work()
         except StopAsked:
             reason = self.context.control.reason
-            yield RecoveryStopped(blocks=self.blocks, reason=reason, folder=str(self.partial))
+            yield RecoveryStopped(blocks=self.blocks, updates=self.updates, reason=reason, folder=str(self.partial))
         finally:
             if self.walks:
                 self.walks.close()
@@ -94,15 +95,25 @@ class Making:
         templates = list(denoiser.blocks)
         self.walks = Walks(denoiser.module, loader.names)
         denoiser.module.to(self.context.device)
-        passes = [[self.walks.start(self._pass(denoiser, one)) for one in shown] for _ in range(STREAMS)]
-        yield PhaseStarted(phase="recover", total=len(templates))
+        streams = self._streams(denoiser, shown)
+        yield PhaseStarted(phase="recover", total=len(templates) + self.recipe.updates)
+        students: dict[str, nn.Module] = {}
         for name, template in zip(loader.names, templates, strict=True):
             self.context.check()
-            yield from self._block(loader, name, template, passes, done.get(name))
+            students[name] = yield from self._block(loader, name, template, streams, done.get(name))
             self.blocks += 1
             yield PhaseProgress(phase="recover", done=self.blocks, note=name)
-        before, after = _overall(passes)
-        self._finish(facts, before, after)
+        before, wanted, shares = streams.plain_error(), streams.answers(), streams.shares
+        self.walks.close()
+        for name, student in students.items():
+            denoiser.module.set_submodule(name, student)
+        recompute(list(students.values()), keeps_random_state=False)
+        at_once, device, dtype = settings.train.batch_size, self.context.device, self.context.source.dtype
+        together = Together(denoiser, shown, wanted, self.recipe, at_once, device, dtype)
+        yield from self._together(together, shares)
+        after = together.error(shares.measured)
+        held = {f"{name}.{key}": half for name, student in students.items() for key, half in _halves(student).items()}
+        self._finish(facts, held, before, after)
         note = f"{len(self.layers)} layers, output error {before:.2%} to {after:.2%}"
         yield PhaseFinished(phase="recover", seconds=time.perf_counter() - began, note=note)
         yield RecoveryFinished(
@@ -113,50 +124,68 @@ class Making:
             seconds=time.perf_counter() - began,
         )
 
-    def _pass(self, denoiser: Denoiser, shown: calibration.Shown) -> partial[Tensor]:
-        device = self.context.device
-        about = shown.about.to(device, self.context.source.dtype)
-        return partial(denoiser.predict, shown.noisy.to(device), shown.t.to(device), about)
+    def _streams(self, denoiser: Denoiser, shown: Sequence[calibration.Shown]) -> Streams:
+        walks, device, dtype = self.walks, self.context.device, self.context.source.dtype
+        assert walks
+
+        def start(number: int) -> Walk:
+            return walks.start(partial(denoiser.predict, *shown[number].to(device, dtype)))
+
+        return Streams(start, len(shown), Shares.of(len(shown), self.recipe.fitted))
 
     # -- one block -----------------------------------------------------------------------------------------------
 
     def _block(
-        self, loader: Loader, name: str, teacher: nn.Module, passes: Sequence[Sequence[Walk]], known: Path | None
-    ) -> Iterator[Event]:
-        """Correct one block, or take its correction from the file `known`; then let every pass go through it."""
+        self, loader: Loader, name: str, teacher: nn.Module, streams: Streams, known: Path | None
+    ) -> Generator[Event, None, nn.Module]:
+        """Correct one block, or take its correction from the file `known`; let every pass through; the student."""
         device, rank = self.context.device, self.recipe.rank
         loader.block(name, teacher)
         teacher.to(device)
         student = copy.deepcopy(teacher)
         quantize(student, loader.quantizer, device, loader.spared)
         correct(student, {path: _nothing(layer, rank) for path, layer in linears(teacher)})
-        ahead, behind, plain = ([_halt(walk) for walk in walks] for walks in passes)
-        before, answers = _compare(teacher, student, ahead, plain)
-        _go_on(passes[2], answers[1])
+        before = streams.pass_plain(teacher, student)
         if known:
             _set(student, safetensors.torch.load_file(known))
         else:
-            yield from self._fit(teacher, student, ahead, behind)
+            self._fit(BlockFit(teacher, student, streams.pairs()))
             write_atomically(self._place(name), safetensors.torch.save(_halves(student)))
-        after, answers = _compare(teacher, student, ahead, behind)
-        _go_on(passes[0], answers[0])
-        _go_on(passes[1], answers[1])
+        after = streams.pass_student(teacher, student)
         for path in before:
             self.layers[f"{name}.{path}"] = (before[path], after[path])
             yield LayerRecovered(name=f"{name}.{path}", before=before[path], after=after[path])
         teacher.to("meta")
         memory.release()
+        return student
 
-    def _fit(
-        self, teacher: nn.Module, student: nn.Module, ahead: Sequence[Halt], behind: Sequence[Halt]
-    ) -> Iterator[Event]:
-        fit = BlockFit(teacher, student, list(zip(ahead, behind, strict=True)))
+    def _fit(self, fit: BlockFit) -> None:
         for _ in range(self.recipe.sweeps):
             fit.solve(self.recipe)
             self.context.check()
-        fit.step(self.recipe, self.context.check)
-        fit.round()
-        yield from ()
+        fit.descend(self.recipe, self.context.check)
+
+    # -- all of them ---------------------------------------------------------------------------------------------
+
+    def _together(self, together: Together, shares: Shares) -> Iterator[Event]:
+        """Fit all corrections together; what a stop leaves is kept."""
+        descent, kept = together.descent, self.partial / "together.state"
+        if kept.is_file():
+            descent.restore(safetensors.torch.load(kept.read_bytes()))
+        try:
+            while descent.done < self.recipe.updates:
+                self.context.check()
+                together.update(shares.taught)
+                if descent.done % KEEP == 0:
+                    write_atomically(kept, safetensors.torch.save(descent.state()))
+                note = f"update {descent.done} of {self.recipe.updates}"
+                yield PhaseProgress(phase="recover", done=self.blocks + descent.done, note=note)
+        except (StopAsked, GeneratorExit):
+            write_atomically(kept, safetensors.torch.save(descent.state()))
+            raise
+        finally:
+            self.updates = descent.done
+        descent.end()
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -191,14 +220,11 @@ class Making:
     def _place(self, block: str) -> Path:
         return self.partial / f"{block}.safetensors"
 
-    def _finish(self, facts: Mapping[str, str], before: float, after: float) -> None:
-        held: dict[str, Tensor] = {}
-        for path in sorted(self.partial.glob("*.safetensors")):
-            for key, tensor in safetensors.torch.load_file(path).items():
-                held[f"transformer.{path.stem}.{key}"] = tensor
+    def _finish(self, facts: Mapping[str, str], layers: Mapping[str, Tensor], before: float, after: float) -> None:
+        held = {f"transformer.{name}": half for name, half in layers.items()}
         write_atomically(self.file, safetensors.torch.save(held, dict(facts)))
-        layers = {name: {"before": one, "after": other} for name, (one, other) in self.layers.items()}
-        table = {**facts, "before": before, "after": after, "layers": layers}
+        errors = {name: {"before": one, "after": other} for name, (one, other) in self.layers.items()}
+        table = {**facts, "before": before, "after": after, "layers": errors}
         write_atomically(self.report, (json.dumps(table, indent=1) + "\n").encode())
         shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -230,39 +256,3 @@ def _whole(path: Path) -> bool:
         return bool(safetensors.torch.load_file(path))
     except (OSError, SafetensorError):
         return False
-
-
-def _halt(walk: Walk) -> Halt:
-    if walk.halt is None:
-        raise ModelError("the model does not pass through all of its blocks", fix="This is a bug of the family.")
-    return walk.halt
-
-
-def _go_on(walks: Sequence[Walk], answers: Sequence[object]) -> None:
-    for walk, output in zip(walks, answers, strict=True):
-        walk.go_on(output)
-
-
-def _compare(
-    teacher: nn.Module, student: nn.Module, ahead: Sequence[Halt], behind: Sequence[Halt]
-) -> tuple[dict[str, float], tuple[list[object], list[object]]]:
-    """Relative errors of the student's layers by name, and what both blocks answer to each of their passes."""
-    names = [name for name, _ in linears(teacher)]
-    sums = {name: torch.zeros(2, dtype=torch.float64) for name in names}
-    answers: tuple[list[object], list[object]] = ([], [])
-    with watched(teacher, names) as full, watched(student, names) as own:
-        for first, second in zip(ahead, behind, strict=True):
-            answers[0].append(answer(teacher, first))
-            answers[1].append(answer(student, second))
-            for name in names:
-                wanted, found = full[name][1].float(), own[name][1].float()
-                sums[name] += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).double().cpu()
-    return {name: float((off / size.clamp_min(1e-20)).sqrt()) for name, (off, size) in sums.items()}, answers
-
-
-def _overall(passes: Sequence[Sequence[Walk]]) -> tuple[float, float]:
-    """Relative errors of the denoiser's answers, uncorrected and corrected."""
-    wanted, corrected, plain = (
-        torch.cat([walk.answer.float().flatten() for walk in walks if walk.answer is not None]) for walks in passes
-    )
-    return float((plain - wanted).norm() / wanted.norm()), float((corrected - wanted).norm() / wanted.norm())
