@@ -67,14 +67,14 @@ def values(plan: Plan, family: Family) -> dict[str, Value | None]:
         "width": sampling.width,
         "height": sampling.height,
     }
+    variant = family.variants[settings.variant]
     if sampling.shift is not None:
         found["shift"] = sampling.shift
-    elif family.flow_shift is not None:  # the side of a token is the side multiple
+    elif variant.flow_shift is not None:  # the side of a token is the side multiple
         tokens = sampling.width * sampling.height // family.side_multiple**2
-        found["shift"] = round(family.flow_shift.at(tokens), 2)
+        found["shift"] = round(variant.flow_shift.at(tokens), 2)
     pictures = [Path(one).name for one in _references(plan)]
-    most = family.variants[settings.variant].references
-    found |= dict.fromkeys((f"reference{place}" for place in range(1, most + 1)), None)
+    found |= dict.fromkeys((f"reference{place}" for place in range(1, variant.references + 1)), None)
     return found | {f"reference{place}": picture for place, picture in enumerate(pictures, 1)}
 
 

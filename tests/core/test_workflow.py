@@ -1,6 +1,7 @@
 """Filling in a family's ComfyUI workflow templates."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -19,7 +20,8 @@ def made(tmp_path):
     def make(nodes, name="small.plain", shift=None, **tables):
         text = nodes if isinstance(nodes, str) else json.dumps(nodes)
         (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
-        family = type("Drawn", (Fake,), {"workflows": tmp_path, "flow_shift": shift})()
+        variants = {name: replace(about, flow_shift=shift) for name, about in Fake.variants.items()}
+        family = type("Drawn", (Fake,), {"workflows": tmp_path, "variants": variants})()
         plan = make_kit(family).plan({"family": "fake", "trigger": "sks", "name": "run", **tables})
         told = [problem.message for problem in plan.errors if "workflow" in problem.message]
         written = workflow.written(plan, family)

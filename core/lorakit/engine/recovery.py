@@ -108,8 +108,7 @@ class Making:
         for name, student in students.items():
             denoiser.module.set_submodule(name, student)
         recompute(list(students.values()), keeps_random_state=False)
-        at_once, device, dtype = settings.train.batch_size, self.context.device, self.context.source.dtype
-        together = Together(denoiser, shown, wanted, self.recipe, at_once, device, dtype)
+        together = self._whole(denoiser, shown, wanted)
         yield from self._together(together, shares)
         after = together.error(shares.measured)
         held = {f"{name}.{key}": half for name, student in students.items() for key, half in _halves(student).items()}
@@ -166,6 +165,11 @@ class Making:
         fit.descend(self.recipe, self.context.check)
 
     # -- all of them ---------------------------------------------------------------------------------------------
+
+    def _whole(self, denoiser: Denoiser, shown: Sequence[calibration.Shown], wanted: Sequence[Tensor]) -> Together:
+        context = self.context
+        at_once, dtype = context.plan.settings.train.batch_size, context.source.dtype
+        return Together(denoiser, shown, wanted, self.recipe, at_once, context.device, dtype)
 
     def _together(self, together: Together, shares: Shares) -> Iterator[Event]:
         """Fit all corrections together; what a stop leaves is kept."""
