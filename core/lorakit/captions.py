@@ -19,12 +19,14 @@ class CaptionAdvice:
     """How a family's captions and prompts are best written; `because` says who found that.
 
     `order` names the parts in their order, each with words that show it; `SUBJECT` is where the trigger stands.
+    `joined` are words with those that help them along.
     """
 
     shortest: int
     longest: int
     order: tuple[tuple[str, tuple[str, ...]], ...]
     because: str
+    joined: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def file_of(path: Path, extension: str) -> str:
@@ -87,6 +89,10 @@ def misses(caption: str, trigger: str, advice: CaptionAdvice) -> Iterator[str]:
         names = " then ".join(name for _, name in found)
         advised = ", ".join(name for name, _ in advice.order)
         yield f"its parts come as {names}, where {advised} is advised"
+    said = caption.lower()
+    for word, helpers in advice.joined:
+        if word.lower() in said and not any(helper.lower() in said for helper in helpers):
+            yield f"it says {word} without {' or '.join(helpers)}, which help it"
 
 
 def _parts(caption: str, trigger: str, advice: CaptionAdvice) -> Iterator[tuple[int, str]]:

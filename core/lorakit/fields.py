@@ -25,7 +25,14 @@ def fields(family: Family, variant: Variant, shelves: Shelves) -> tuple[Field, .
     """The fields that do not depend on one another."""
     known = tuple(shelves.schedulers)
     return (
-        Field("scheduler.name", "scheduler_rules", known, "flowmatch", "what most families were trained with"),
+        Field(
+            "scheduler.name",
+            "scheduler_rules",
+            known,
+            "flowmatch",
+            "what most families were trained with",
+            unknown="it is what a model is taught to predict; its sampler follows from that, as euler from flowmatch",
+        ),
         Field("quantization.name", "quantization_rules", tuple(shelves.quantizers), "none", "nothing asks for less"),
         Field("text_encoder.train", "text_encoder_rules", (False, True), False, "frozen and cached is cheapest"),
         Field(

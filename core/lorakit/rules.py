@@ -77,7 +77,7 @@ class Field:
     """A setting that rules may speak about.
 
     `group` is the hook that may speak about it; `known` are its possible values, or None where any value of the
-    setting's type will do.
+    setting's type will do; `unknown` is what to say of others.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Field:
     known: tuple[Value, ...] | None
     default: Value
     because: str
+    unknown: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ def _check_asked(field: Field, wish: Asked, voices: Sequence[Voice], allowed: tu
         raise ConfigError(
             f"{field.name} = {_show(wish.value)} is not known",
             where=wish.where,
+            why=field.unknown,
             fix=f"Known are {_list(field.known)}.",
         )
     against = [voice for voice in voices if _objects(voice.rule, wish.value)]

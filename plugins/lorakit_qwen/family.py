@@ -84,6 +84,10 @@ class Qwen(Family):
             ("camera", ("shot on", "canon", "nikon", "mm", "lens", "close-up", "wide angle")),
             ("lighting", ("lighting", "light", "sunlight", "backlit", "golden hour")),
         ),
+        joined=(
+            ("photorealistic", ("natural skin texture", "detailed skin", "8K")),
+            ("realistic_body", ("detailed skin", "natural lighting")),
+        ),
         because="that of the characters' guide: quality, subject, details, camera, lighting",
     )
 
@@ -135,6 +139,10 @@ class Qwen(Family):
             )
         if character and rank > 64:
             yield Problem(f"lora.rank = {rank} is over 64: it will learn a character's backgrounds and lighting too")
+        if character and not 2.5 <= settings.sampling.guidance <= 4:
+            yield Problem(
+                f"sampling.guidance = {settings.sampling.guidance:g}: 3 to 4 shows characters best, 2.5 at least"
+            )
 
     def text_encoder(self, plan: Plan, source: Source) -> QwenTextEncoder:
         """Qwen2.5-VL with the prompt template of the plan."""

@@ -7,7 +7,7 @@ import pytest
 from lorakit.cli import run
 from tests.pictures import scene
 
-GOOD = "photorealistic, maya portrait in a garden, shot on Canon R5 85mm, natural lighting"
+GOOD = "photorealistic, maya portrait in a garden, shot on Canon R5 85mm, natural lighting, 8K"
 
 
 @pytest.fixture(autouse=True)
