@@ -88,11 +88,19 @@ class Kit:
         return self._observed(plan, resume(folder, plan, self.shelves, control or Control()))
 
     def recover(
-        self, plan: Plan, file: Path, control: Control | None = None, *, rank: int = 16, samples: int = 32
+        self,
+        plan: Plan,
+        file: Path,
+        control: Control | None = None,
+        *,
+        rank: int = 16,
+        samples: int = 256,
+        updates: int = 300,
     ) -> Iterator[Event]:
         """Make an accuracy recovery adapter for the plan's model and quantization in `file`.
 
-        `samples` inputs are shown, of the plan's pictures where it has any; a stopped making goes on when called again.
+        `samples` inputs are shown, of the plan's pictures where it has any; after its blocks all layers are fitted
+        together in `updates` updates. A stopped making goes on when called again.
         """
         from lorakit.checks import NO_PICTURES
 
@@ -104,7 +112,9 @@ class Kit:
         from lorakit.engine.fitting import Recipe
         from lorakit.engine.recovery import recover
 
-        events = recover(plan, self.shelves, control or Control(), file, Recipe(rank=rank, samples=samples))
+        events = recover(
+            plan, self.shelves, control or Control(), file, Recipe(rank=rank, samples=samples, updates=updates)
+        )
         return self._observed(plan, events)
 
     def doctor(self, output: Path) -> Iterator[Examined]:

@@ -8,7 +8,19 @@ from lorakit.cli import run
 
 
 def recover(tmp_path, *more):
-    plain = ["recover", "--family", "qwen", "--preset", "toy", "--output", tmp_path / "runs", "--samples", "2"]
+    plain = [
+        "recover",
+        "--family",
+        "qwen",
+        "--preset",
+        "toy",
+        "--output",
+        tmp_path / "runs",
+        "--samples",
+        "2",
+        "--updates",
+        "1",
+    ]
     return run([str(one) for one in (*plain, "--rank", "2", "-o", tmp_path / "made.safetensors", *more)])
 
 

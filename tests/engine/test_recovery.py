@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from lorakit import Kit
 from lorakit.control import Control
-from lorakit.engine.fitting import Recipe
+from lorakit.engine.fitting import BlockFit, Recipe
 from lorakit.engine.loop import Trainer
 from lorakit.engine.material import gather
 from lorakit.engine.objective import make_scheduler
 from lorakit.engine.parts import Batch
 from lorakit.engine.recovery import recover
 from lorakit.engine.regression import Moments, largest, solve
+from lorakit.engine.streams import Shares
+from lorakit.engine.together import Together
 from lorakit.errors import ConfigError, ModelError
 from lorakit.events import LayerRecovered, PhaseProgress, RecoveryFinished, RecoveryStopped, RunFinished, Warned
 from lorakit.order import Turn, turns
@@ -103,32 +107,74 @@ def test_every_layer_is_told_and_reported(made):
 
 def test_the_file_is_a_plain_lora_in_bf16(made):
     held = safetensors.torch.load_file(made[0])
-    assert len(held) == 2 * 56
+    assert len(held) == 2 * (56 + 6)  # as the published ones: time, picture and text in, modulation and picture out
     assert {one.dtype for one in held.values()} == {torch.bfloat16}
     assert held[KEY.format("A")].shape == held[KEY.format("B")].T.shape == (4, 128)
 
 
-def test_stopped_half_way_it_goes_on_after_the_last_block(room, pictures, made, monkeypatch):
-    file, control, plan = room / "stopped.safetensors", Control(), int2(room / "runs", pictures)
-    events = []
+def stopped_after(plan, file, done):
+    """The events of a making that is stopped once `done` blocks and updates are done."""
+    control, events = Control(), []
     for event in make(plan, file, control=control):
         events.append(event)
-        if isinstance(event, PhaseProgress) and event.phase == "recover" and event.done == 2:
+        if isinstance(event, PhaseProgress) and event.phase == "recover" and event.done == done:
             control.stop("enough")
-    assert isinstance(events[-1], RecoveryStopped)
-    assert events[-1].blocks == 2
     assert not file.exists()
-    from lorakit.engine.fitting import BlockFit
+    return events
 
+
+def same(one, other):
+    first, second = (safetensors.torch.load_file(file) for file in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_stopped_half_way_it_goes_on_after_the_last_block(room, pictures, made, monkeypatch):
+    file, plan = room / "stopped.safetensors", int2(room / "runs", pictures)
+    *_, last = stopped_after(plan, file, 2)
+    assert isinstance(last, RecoveryStopped)
+    assert (last.blocks, last.updates) == (2, 0)
     fits = []
     real = BlockFit.solve
     monkeypatch.setattr(BlockFit, "solve", lambda self, recipe: (fits.append(1), real(self, recipe)))
     again = list(make(plan, file))
     assert len(fits) == 2
     assert isinstance(again[-1], RecoveryFinished)
-    first, second = (safetensors.torch.load_file(one) for one in (made[0], file))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same(made[0], file)
     assert not list(room.glob("*.partial"))
+
+
+def test_stopped_among_the_last_updates_it_goes_on_after_the_last_one(room, pictures, made, monkeypatch):
+    file, plan = room / "late.safetensors", int2(room / "runs", pictures)
+    *_, last = stopped_after(plan, file, 4 + 2)
+    assert (last.blocks, last.updates) == (4, 2)
+    made_now = []
+    real = Together.update
+    monkeypatch.setattr(Together, "update", lambda self, among: (made_now.append(1), real(self, among)))
+    list(make(plan, file))
+    assert len(made_now) == 1
+    assert same(made[0], file)
+
+
+@pytest.mark.parametrize(("count", "fitted"), [(2, 32), (5, 32), (8, 3), (128, 32), (100, 100)])
+def test_some_inputs_only_measure_and_the_rest_are_spread_over_the_noise_levels(count, fitted):
+    shares = Shares.of(count, fitted)
+    assert sorted((*shares.taught, *shares.measured)) == list(range(count))
+    assert set(shares.fitted) <= set(shares.taught)
+    assert len(set(shares.fitted)) == len(shares.fitted) == min(fitted, len(shares.taught))
+    assert len(shares.measured) == max(1, count // 8)
+    assert max(shares.fitted) - min(shares.fitted) >= 0.6 * (count - 2)
+
+
+def test_inputs_of_other_shapes_are_fitted_too_and_how_many_go_at_once_changes_nothing(room, tmp_path):
+    folder = write_scenes(tmp_path / "pictures", 5, 3)
+    Image.new("RGB", (96, 24), "red").save(folder / "wide.png")
+    (folder / "wide.txt").write_text("a red square")
+    files = []
+    for at_once in (1, 4):
+        files.append(tmp_path / f"{at_once}.safetensors")
+        list(make(int2(tmp_path / "runs", folder, train={"batch_size": at_once}), files[-1], replace(QUICK, samples=6)))
+    first, second = (safetensors.torch.load_file(file) for file in files)
+    assert all(error(first[name], second[name]) < 0.02 for name in first)  # bf16 apart
 
 
 def test_closing_the_stream_ends_every_pass(room, pictures):
@@ -245,13 +291,13 @@ def test_a_missing_file_and_one_without_quantization_are_refused_while_planning(
 @pytest.fixture(scope="module")
 def world(room):
     """Pictures that the adapter was made on, and others."""
-    return write_scenes(room / "shown", 32, 77), write_scenes(room / "unseen", 16, 5)
+    return write_scenes(room / "shown", Recipe().samples, 77), write_scenes(room / "unseen", 16, 5)
 
 
 @pytest.fixture(scope="module")
 def good(room, world):
     file = room / "good.safetensors"
-    *_, last = make(int2(room / "runs", world[0]), file, Recipe())
+    *_, last = make(int2(room / "runs", world[0], train={"batch_size": Recipe().batch}), file, Recipe())
     assert isinstance(last, RecoveryFinished)
     return file
 
@@ -279,9 +325,10 @@ def test_recovery_takes_back_at_least_half_of_the_error_of_int2(room, world, goo
     assert left < 0.5 * off
 
 
-def trained_loss(room, pictures, unseen, updates=120, **quantization):
+def trained_loss(room, pictures, unseen, seed, updates=120, **quantization):
     """The loss on unseen pictures of the concept, with the same noise for all, after training on others."""
-    plan = make_plan(room / "runs", pictures, quantization=quantization, train={"updates": updates, "batch_size": 4})
+    train = {"updates": updates, "batch_size": 4}
+    plan = make_plan(room / "runs", pictures, seed=seed, quantization=quantization, train=train)
     context, kit = context_of(plan), Kit()
     denoiser, adapter = loaded(plan)
     scheduler = make_scheduler(context)
@@ -304,7 +351,7 @@ def trained_loss(room, pictures, unseen, updates=120, **quantization):
 
 
 @pytest.mark.slow
-def test_a_lora_trained_on_the_recovered_base_is_nearer_to_int8_than_to_bare_int2(room, good):
+def test_a_lora_trained_on_the_recovered_base_is_within_a_twentieth_of_one_trained_on_int8(room, good):
     from lorakit.testing.examples import concept_examples
 
     folders = []
@@ -315,9 +362,13 @@ def test_a_lora_trained_on_the_recovered_base_is_nearer_to_int8_than_to_bare_int
             example.image.save(folder / f"{number}.png")
             (folder / f"{number}.txt").write_text(example.caption)
         folders.append(folder)
-    eight = trained_loss(room, *folders, name="int8")
-    two = trained_loss(room, *folders, name="int2", recovery=str(good))
-    bare = trained_loss(room, *folders, name="int2", uncorrected=True)
-    print(f"held-out loss: int8 {eight:.4f}, int2 recovered {two:.4f}, int2 {bare:.4f}")
-    assert two < 1.15 * eight  # measured 1.10; the goal is 1.05, and not reached
-    assert two - eight < bare - two
+    ratios = []
+    for seed in (0, 1):
+        eight = trained_loss(room, *folders, seed, name="int8")
+        two = trained_loss(room, *folders, seed, name="int2", recovery=str(good))
+        ratios.append(two / eight)
+    bare = trained_loss(room, *folders, seed, name="int2", uncorrected=True)
+    print(f"held-out loss over int8's: recovered {ratios}, bare {bare / eight:.3f}")
+    assert sum(ratios) / len(ratios) < 1.05
+    assert max(ratios) < 1.06
+    assert two - eight < 0.25 * (bare - eight)

@@ -97,7 +97,8 @@ class Progress:
                 self._say(f"  {event.name:<50} error {event.before:8.2%} -> {event.after:8.2%}")
             case RecoveryStopped():
                 self.close()
-                self._say(f"stopped      {event.reason}, after block {event.blocks}")
+                then = f" and update {event.updates} of all together" if event.updates else ""
+                self._say(f"stopped      {event.reason}, after block {event.blocks}{then}")
                 self._say("go on with   the same command")
             case RecoveryFinished():
                 self.close()

@@ -29,13 +29,13 @@ class Recipe:
     """
 
     rank: int = 16
-    samples: int = 128
+    samples: int = 256
     fitted: int = 32
     sweeps: int = 2
     ridge: float = 0.01
     descents: int = 60
     rate: float = 0.03
-    updates: int = 200
+    updates: int = 300
     batch: int = 16
     final_rate: float = 0.06
 
@@ -117,7 +117,7 @@ class Descent:
         for layer in layers:
             layer.lora_a, layer.lora_b = (half.float().requires_grad_() for half in (layer.lora_a, layer.lora_b))
         self._halves = [half for layer in layers for half in (layer.lora_a, layer.lora_b)]
-        self._peaks = [rate * float(half.detach().square().mean().sqrt().clamp_min(1e-6)) for half in self._halves]
+        self._peaks = [rate * size for layer in layers for size in _sizes(layer)]
         groups = [{"params": [half], "lr": peak} for half, peak in zip(self._halves, self._peaks, strict=True)]
         self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
 
@@ -156,8 +156,17 @@ class Descent:
         self.done = int(held["done"])
         for number, half in enumerate(self._halves):
             half.data.copy_(held[f"{number}.half"])
-            moments = {name: held[f"{number}.{name}"].to(half.device) for name in MOMENTS}
-            self._optimizer.state[half] = {"step": torch.tensor(float(self.done)), **moments}
+            keys = {name: f"{number}.{name}" for name in MOMENTS}
+            if keys[MOMENTS[0]] in held:  # or no gradient reached it
+                moments = {name: held[key].to(half.device) for name, key in keys.items()}
+                self._optimizer.state[half] = {"step": torch.tensor(float(self.done)), **moments}
+
+
+def _sizes(layer: Corrected) -> Iterator[float]:
+    """Root mean squares of both halves; that of the layer's own weight where a half is nothing yet."""
+    for half in (layer.lora_a, layer.lora_b):
+        size = float(half.detach().square().mean().sqrt())
+        yield size or float(weight_of(layer.base).square().mean().sqrt())
 
 
 def weight_of(layer: nn.Module) -> Tensor:

@@ -34,7 +34,7 @@ from lorakit.engine.phases import Context, StopAsked
 from lorakit.engine.quantizers import linears, quantize
 from lorakit.engine.source import cache_folder, locate
 from lorakit.engine.streams import Shares, Streams
-from lorakit.engine.together import Together
+from lorakit.engine.together import Together, take_in
 from lorakit.engine.walk import Walk, Walks
 from lorakit.events import (
     Event,
@@ -108,11 +108,12 @@ class Making:
         for name, student in students.items():
             denoiser.module.set_submodule(name, student)
         recompute(list(students.values()), keeps_random_state=False)
+        if self.recipe.updates:
+            take_in(denoiser.module, self.recipe.rank)
         together = self._whole(denoiser, shown, wanted)
         yield from self._together(together, shares)
         after = together.error(shares.measured)
-        held = {f"{name}.{key}": half for name, student in students.items() for key, half in _halves(student).items()}
-        self._finish(facts, held, before, after)
+        self._finish(facts, _halves(denoiser.module), before, after)
         note = f"{len(self.layers)} layers, output error {before:.2%} to {after:.2%}"
         yield PhaseFinished(phase="recover", seconds=time.perf_counter() - began, note=note)
         yield RecoveryFinished(
@@ -238,10 +239,10 @@ def _nothing(layer: nn.Linear, rank: int) -> Halves:
     return torch.zeros(rank, layer.in_features, dtype=kind), torch.zeros(layer.out_features, rank, dtype=kind)
 
 
-def _halves(student: nn.Module) -> dict[str, Tensor]:
-    """The corrections of a block as the file names them."""
+def _halves(module: nn.Module) -> dict[str, Tensor]:
+    """The corrections of a block, or of the whole, as the file names them."""
     found: dict[str, Tensor] = {}
-    for name, layer in student.named_modules():
+    for name, layer in module.named_modules():
         if isinstance(layer, Corrected):
             found[f"{name}.lora_A.weight"] = layer.lora_a.cpu().contiguous()
             found[f"{name}.lora_B.weight"] = layer.lora_b.cpu().contiguous()

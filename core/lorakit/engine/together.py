@@ -9,13 +9,25 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorakit.engine.calibration import Shown
-from lorakit.engine.correction import Corrected
+from lorakit.engine.correction import Corrected, correct
 from lorakit.engine.draws import seed_of
 from lorakit.engine.fitting import Descent, Recipe
 from lorakit.engine.parts import Denoiser
+from lorakit.engine.quantizers import linears
+
+
+def take_in(module: nn.Module, rank: int) -> None:
+    """Correct every linear layer that is still plain, by nothing for a start: A is random, and B is zero.
+
+    Layers outside the blocks are not quantized, and can take what is left of the blocks' errors.
+    """
+    for name, layer in list(linears(module)):
+        draws = torch.Generator().manual_seed(seed_of(name, 0, 0))
+        lora_a = torch.randn(rank, layer.in_features, generator=draws) / layer.in_features**0.5
+        correct(module, {name: (lora_a, torch.zeros(layer.out_features, rank))})
 
 
 class Together:
