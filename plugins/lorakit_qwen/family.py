@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from lorakit import Family, FlowShift, Problem, Recipe, Rule, Variant, hookimpl, never, only, prefer, toys
 from lorakit.captions import SUBJECT, CaptionAdvice
@@ -14,14 +15,38 @@ if TYPE_CHECKING:
     from lorakit.engine.parts import Source
     from lorakit_qwen.model import QwenDenoiser, QwenImageCoder, QwenTextEncoder
 
-TOY = Path(__file__).parent / "toy"
-# scheduler_config.json of Qwen/Qwen-Image
-SHIFT = FlowShift(base_tokens=256, base_shift=0.5, max_tokens=8192, max_shift=0.9, terminal=0.02)
-EDITING: dict[str, Any] = {"templates": ("edit", "text-to-image"), "components": ("processor",), "flow_shift": SHIFT}
-ONE = EDITING | {"pipeline": "QwenImageEditPipeline", "references": 1, "text_reference_resolution": 1024}
-ONE["summary"] = "edits one picture"
-SEVERAL = EDITING | {"pipeline": "QwenImageEditPlusPipeline", "references": 3, "text_reference_resolution": 384}
-SEVERAL["summary"] = "edits none to three pictures"
+ROOM = Path(__file__).parent
+TOY = ROOM / "toy"
+IMAGE = Variant(
+    source="Qwen/Qwen-Image",
+    pipeline="QwenImagePipeline",
+    architecture="Qwen-Image/lora",
+    templates=("text-to-image",),
+    # scheduler_config.json of Qwen/Qwen-Image
+    flow_shift=FlowShift(base_tokens=256, base_shift=0.5, max_tokens=8192, max_shift=0.9, terminal=0.02),
+    summary="text to image",
+)
+EDIT = replace(
+    IMAGE,
+    source="Qwen/Qwen-Image-Edit",
+    pipeline="QwenImageEditPipeline",
+    architecture="Qwen-Image-Edit/lora",
+    templates=("edit", "text-to-image"),
+    components=("processor",),
+    references=1,
+    text_reference_resolution=1024,
+    summary="edits one picture",
+)
+PLUS = replace(
+    EDIT,
+    source="Qwen/Qwen-Image-Edit-2509",
+    pipeline="QwenImageEditPlusPipeline",
+    architecture="Qwen-Image-Edit-Plus/lora",
+    references=3,
+    text_reference_resolution=384,
+    summary="edits none to three pictures",
+)
+NEWER = replace(PLUS, source="Qwen/Qwen-Image-Edit-2511", architecture="Qwen-Image-Edit-2511/lora")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FEED_FORWARD = ("net.0.proj", "net.2")
 UNPATCHED = (
@@ -35,19 +60,7 @@ class Qwen(Family):
 
     name = "qwen"
     title = "Qwen-Image"
-    variants: ClassVar = {
-        "image": Variant(
-            source="Qwen/Qwen-Image",
-            pipeline="QwenImagePipeline",
-            architecture="Qwen-Image/lora",
-            templates=("text-to-image",),
-            flow_shift=SHIFT,
-            summary="text to image",
-        ),
-        "edit": Variant(source="Qwen/Qwen-Image-Edit", architecture="Qwen-Image-Edit/lora", **ONE),
-        "edit-2509": Variant(source="Qwen/Qwen-Image-Edit-2509", architecture="Qwen-Image-Edit-Plus/lora", **SEVERAL),
-        "edit-2511": Variant(source="Qwen/Qwen-Image-Edit-2511", architecture="Qwen-Image-Edit-2511/lora", **SEVERAL),
-    }
+    variants: ClassVar = {"image": IMAGE, "edit": EDIT, "edit-2509": PLUS, "edit-2511": NEWER}
     recipes: ClassVar = {
         "seed": Recipe(guidance=3.5, steps=28, because="what lorakit's first users asked for"),
         "card": Recipe(guidance=4.0, steps=40, because="the model card of Qwen-Image-Edit-2509"),
@@ -64,7 +77,7 @@ class Qwen(Family):
     spared: ClassVar = {"int2": {"img_mod.1": "int4", "txt_mod.1": "int4"}}
     modulation = ("img_mod.1", "txt_mod.1")
     side_multiple = 16
-    workflows = Path(__file__).parent / "workflows"
+    workflows = ROOM / "workflows"
     toy_resolution = 48
     patch = 2
     base_model_version = "qwen_image"
@@ -128,21 +141,17 @@ class Qwen(Family):
     @hookimpl
     def check_plan(self, plan: Plan) -> Iterator[Problem]:
         """What an unpatched diffusers draws otherwise, and what a character is easily spoilt by."""
-        settings = plan.settings
-        rate, rank = settings.optimizer.learning_rate, settings.lora.rank
-        character = (settings.preset or "").rpartition("/")[2] == "character"
-        if plan.arithmetic.references or any(settings.sampling.references):
+        settings, sampling = plan.settings, plan.settings.sampling
+        if plan.arithmetic.references or any(sampling.references):
             yield Problem(UNPATCHED)
-        if character and rate > 5e-4:
-            yield Problem(
-                f"optimizer.learning_rate = {rate:g} overfits and fries a character's details; never over 5e-4"
-            )
-        if character and rank > 64:
+        if (settings.preset or "").rpartition("/")[2] != "character":
+            return
+        if (rate := settings.optimizer.learning_rate) > 5e-4:
+            yield Problem(f"optimizer.learning_rate = {rate:g} overfits and fries a character; never over 5e-4")
+        if (rank := settings.lora.rank) > 64:
             yield Problem(f"lora.rank = {rank} is over 64: it will learn a character's backgrounds and lighting too")
-        if character and not 2.5 <= settings.sampling.guidance <= 4:
-            yield Problem(
-                f"sampling.guidance = {settings.sampling.guidance:g}: 3 to 4 shows characters best, 2.5 at least"
-            )
+        if not 2.5 <= sampling.guidance <= 4:
+            yield Problem(f"sampling.guidance = {sampling.guidance:g}: 3 to 4 shows characters best, 2.5 at least")
 
     def text_encoder(self, plan: Plan, source: Source) -> QwenTextEncoder:
         """Qwen2.5-VL with the prompt template of the plan."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,27 +15,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from lorakit.engine.parts import Batch, Source, Text
 from lorakit.plan import Plan
-from lorakit_qwen.processor import load_processor
+from lorakit_qwen.pictures import load_pictures
 
 # diffusers' prompt templates, and the tokens of their system part that are dropped after encoding
-# (QwenImagePipeline and QwenImageEditPlusPipeline: prompt_template_encode, prompt_template_encode_start_idx).
-TEMPLATES = {
-    "text-to-image": (
-        "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-        "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
-        "<|im_start|>assistant\n",
-        34,
-    ),
-    "edit": (
-        "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
-        "background), then explain how the user's text instruction should alter or modify the image. Generate a new "
-        "image that meets the user's requirements while maintaining consistency with the original input where "
-        "appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
-        64,
-    ),
-}
+# (QwenImagePipeline and QwenImageEditPlusPipeline: prompt_template_encode, prompt_template_encode_start_idx)
+TEMPLATES = json.loads(Path(__file__).with_name("templates.json").read_text(encoding="utf-8"))
 LONGEST = 1024  # tokens of a prompt without pictures, after the template's
-PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+PAD = "<|image_pad|>"  # one token of a picture
 
 
 class QwenTextEncoder:
@@ -41,47 +29,41 @@ class QwenTextEncoder:
 
     def __init__(self, plan: Plan, source: Source) -> None:
         variant = plan.settings.variant
-        self._template, self._dropped = TEMPLATES[plan.settings.text_encoder.template]
-        self._processor = load_processor(source) if variant != "image" else None
-        self._tokens = self._processor.tokenizer if self._processor else source.load(Qwen2Tokenizer, "tokenizer")
+        self._template = plan.settings.text_encoder.template
+        self._pictures = load_pictures(source) if variant != "image" else None
+        self._tokens = source.load(Qwen2Tokenizer, "processor" if self._pictures else "tokenizer")
         self._numbered = variant != "edit"  # the first editing model takes one picture, and does not count
         self.module: nn.Module = source.load(Qwen2_5_VLForConditionalGeneration, "text_encoder")
 
     def encode(self, captions: Sequence[str], references: Sequence[Image.Image] = ()) -> list[Text]:
-        """Each caption's tokens after the template's system part, (1, L, D) each."""
-        return self._seeing(captions, references) if references else self._reading(captions)
+        """Each caption's tokens after the template's system part, (1, L, D) each; one by one, without padding.
 
-    def _seeing(self, captions: Sequence[str], references: Sequence[Image.Image]) -> list[Text]:
-        """As the editing pipelines do, with the vision tokens' own positions, which they leave out (see the docs)."""
-        assert self._processor is not None
-        template, dropped = TEMPLATES["edit"]
-        names = [f"Picture {number}: " if self._numbered else "" for number in range(1, len(references) + 1)]
-        pictures = "".join(f"{name}{PICTURE}" for name in names)
-        found = []
+        As diffusers' pipelines do, but for the vision tokens' own positions, which they leave out (see the docs).
+        """
+        template = TEMPLATES["edit" if references else self._template]
+        shown, seen = self._shown(references)
+        cut = {} if references else {"truncation": True, "max_length": LONGEST + template["dropped"]}
+        device, found = next(self.module.parameters()).device, []
         for caption in captions:
-            seen = self._processor(
-                text=[template.format(pictures + caption)], images=list(references), return_tensors="pt"
-            ).to(next(self.module.parameters()).device)
-            states = self.module(**seen, output_hidden_states=True).hidden_states[-1][:, dropped:]
+            told = {**self._tokens(template["text"].format(shown + caption), return_tensors="pt", **cut), **seen}
+            if references:
+                told["mm_token_type_ids"] = (told["input_ids"] == self._tokens.convert_tokens_to_ids(PAD)).int()
+            answer = self.module(**{name: one.to(device) for name, one in told.items()}, output_hidden_states=True)
+            states = answer.hidden_states[-1][:, template["dropped"] :]
             found.append(Text(states, (states.shape[1],)))
         return found
 
-    def _reading(self, captions: Sequence[str]) -> list[Text]:
-        tokens = self._tokens(
-            [self._template.format(caption) for caption in captions],
-            max_length=LONGEST + self._dropped,
-            padding=True,
-            truncation=True,
-            return_tensors="pt",
-        ).to(next(self.module.parameters()).device)
-        states = self.module(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
-        ).hidden_states[-1]
-        kept = [
-            state[mask.bool()][self._dropped :][:LONGEST]
-            for state, mask in zip(states, tokens.attention_mask, strict=True)
-        ]
-        return [Text(one[None], (one.shape[0],)) for one in kept]
+    def _shown(self, references: Sequence[Image.Image]) -> tuple[str, Mapping[str, Tensor]]:
+        """What stands in the prompt for pictures, a token for each of their patches, and the patches."""
+        if not references:
+            return "", {}
+        assert self._pictures is not None
+        seen = self._pictures(images=list(references), return_tensors="pt")
+        shown = ""
+        for number, grid in enumerate(seen["image_grid_thw"], 1):
+            tokens = int(grid.prod()) // self._pictures.merge_size**2
+            shown += f"Picture {number}: " * self._numbered + f"<|vision_start|>{PAD * tokens}<|vision_end|>"
+        return shown, seen
 
 
 class QwenImageCoder:

@@ -27,7 +27,7 @@ from lorakit.engine.schedulers import FlowMatch
 from lorakit.planned import PlannedScheduler
 from lorakit_qwen.family import UNPATCHED, Qwen
 from lorakit_qwen.model import TEMPLATES, QwenDenoiser, pack, unpack
-from lorakit_qwen.processor import load_processor
+from tests.plugins.processor import load_processor
 
 # the pipelines' own call of their processor; transformers' defaults for it name a length without cutting to it
 pytestmark = pytest.mark.filterwarnings("ignore:`max_length` is ignored when `padding`=`True`:UserWarning")
@@ -235,7 +235,10 @@ def test_the_order_of_references_is_seen(gathered):
 def test_templates_are_the_pipelines(pipelines):
     for variant, pipeline in pipelines.items():
         template, dropped = pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx
-        assert TEMPLATES["edit"] == (template.replace("<|vision_start|><|image_pad|><|vision_end|>", ""), dropped)
+        assert tuple(TEMPLATES["edit"].values()) == (
+            template.replace("<|vision_start|><|image_pad|><|vision_end|>", ""),
+            dropped,
+        )
         assert ("<|image_pad|>" in template) == (variant == "edit")
 
 

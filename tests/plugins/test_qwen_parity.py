@@ -27,7 +27,7 @@ from lorakit.order import Turn
 from lorakit.planned import PlannedScheduler
 from lorakit_qwen.family import Qwen
 from lorakit_qwen.model import TEMPLATES, QwenTextEncoder, pack, unpack
-from lorakit_qwen.processor import load_processor
+from tests.plugins.processor import load_processor
 
 SHORT, LONG = "a red circle", "a large blue star on the left and a small green square at the bottom"
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_edit_text_without_references_equals_the_edit_plus_pipeline(make_plan, e
 
 def test_templates_are_the_pipelines(pipeline, edit_pipeline):
     for name, made in (("text-to-image", pipeline), ("edit", edit_pipeline)):
-        assert TEMPLATES[name] == (made.prompt_template_encode, made.prompt_template_encode_start_idx)
+        assert tuple(TEMPLATES[name].values()) == (made.prompt_template_encode, made.prompt_template_encode_start_idx)
 
 
 # -- latents -----------------------------------------------------------------------------------------------------
