@@ -255,7 +255,7 @@ ALIASES = {
     "gradient_accumulation_steps": "train.accumulation",
     "train_text_encoder": "text_encoder.train",
     "noise_scheduler": "scheduler.name",
-    "sampler": "scheduler.name (the sampler follows from it)",
+    "sampler": "scheduler.name",
     "trigger_word": "trigger",
     "linear": "lora.rank",
     "linear_alpha": "lora.alpha",

@@ -158,7 +158,7 @@ def test_its_names_are_understood_and_said_so(plan_for):
 
 
 def test_a_sampler_is_not_a_setting(plan_for):
-    with pytest.raises(ConfigError, match="the sampler follows from it"):
+    with pytest.raises(ConfigError, match=r"Did you mean scheduler\.name"):
         plan_for(sampling={"sampler": "flowmatch"})
 
 
