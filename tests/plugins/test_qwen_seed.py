@@ -12,8 +12,7 @@ from PIL import Image
 
 from lorakit import Kit, workflow
 from lorakit.advice import loss_spikes, out_of_memory
-from lorakit.audit import audit
-from lorakit.dataset import Dataset
+from lorakit.captions import misses
 from lorakit.errors import ConfigError, RuleError
 from tests import comfyui
 
@@ -190,7 +189,7 @@ GOOD = "photorealistic, maya_char portrait, shot on Canon R5 85mm, natural light
 
 
 def findings(prompt):
-    return [one.message for one in audit(Dataset(), [prompt], "maya_char", QWEN.caption_advice)]
+    return list(misses(prompt, "maya_char", QWEN.caption_advice))
 
 
 @pytest.mark.parametrize(
