@@ -40,6 +40,18 @@ def written(plan: Plan, family: Family) -> str | None:
     return json.dumps(nodes, indent=1, ensure_ascii=False) + "\n"
 
 
+def save(plan: Plan, family: Family, folder: Path) -> str:
+    """Write the workflow into the run's folder, if there is one for the plan; its path, or nothing."""
+    text = written(plan, family)
+    if text is None:
+        return ""
+    path = folder / file_name(plan.settings.name)
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+    return str(path)
+
+
 def template(plan: Plan, family: Family) -> Path | None:
     """The file that serves the plan: `<variant>.references.json` where the prompt comes with reference pictures, else
     `<variant>.<prompt template>.json`, or simply `<variant>.json`.

@@ -270,7 +270,7 @@ class Run:
     def _finish(self, trainer: Trainer, painter: preview.Painter | None) -> Iterator[Event]:
         settings = self.plan.settings
         path = self.folder / f"{settings.name}.safetensors"
-        drawing = self._workflow()  # before the file, with which the run is complete
+        drawing = workflow.save(self.plan, self.family, self.folder)  # before the file, with which the run is complete
         proofs: list[Proof] = []
 
         def save() -> Iterator[str]:
@@ -306,15 +306,6 @@ class Run:
             workflow=drawing,
             seconds=time.perf_counter() - self.began,
         )
-
-    def _workflow(self) -> str:
-        """Write the ComfyUI workflow, if the family has one for this plan; its path."""
-        text = workflow.written(self.plan, self.family)
-        if text is None:
-            return ""
-        path = self.folder / workflow.file_name(self.plan.settings.name)
-        write_atomically(path, text.encode())
-        return str(path)
 
     def _raw(self) -> bytes:
         assert self.trainer
