@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorakit import Family, FlowShift, Problem, Recipe, Rule, Variant, hookimpl, never, only, prefer, toys
 from lorakit.captions import SUBJECT, CaptionAdvice
+from lorakit_qwen.size import size
 
 if TYPE_CHECKING:
     from lorakit import Plan, Request
@@ -18,6 +19,7 @@ TOY = Path(__file__).parent / "toy"
 # scheduler_config.json of Qwen/Qwen-Image
 SHIFT = FlowShift(base_tokens=256, base_shift=0.5, max_tokens=8192, max_shift=0.9, terminal=0.02)
 EDITING: dict[str, Any] = {"templates": ("edit", "text-to-image"), "components": ("processor",), "flow_shift": SHIFT}
+EDITING["size"] = size
 ONE = EDITING | {"pipeline": "QwenImageEditPipeline", "references": 1, "text_reference_resolution": 1024}
 ONE["summary"] = "edits one picture"
 SEVERAL = EDITING | {"pipeline": "QwenImageEditPlusPipeline", "references": 3, "text_reference_resolution": 384}
@@ -43,6 +45,7 @@ class Qwen(Family):
             templates=("text-to-image",),
             flow_shift=SHIFT,
             summary="text to image",
+            size=size,
         ),
         "edit": Variant(source="Qwen/Qwen-Image-Edit", architecture="Qwen-Image-Edit/lora", **ONE),
         "edit-2509": Variant(source="Qwen/Qwen-Image-Edit-2509", architecture="Qwen-Image-Edit-Plus/lora", **SEVERAL),
@@ -65,6 +68,7 @@ class Qwen(Family):
     modulation = ("img_mod.1", "txt_mod.1")
     side_multiple = 16
     toy_resolution = 48
+    toy_folder = TOY
     patch = 2
     base_model_version = "qwen_image"
     # `is_qwen` is read by no trainer, and stands in many files
