@@ -96,7 +96,7 @@ def _time(plan: Plan, made: Estimate) -> Iterator[str]:
         yield from _line("price", f"at least {least:.2f}, expected {most:.2f}, at {made.price:g} an hour")
     expected = "sums products, attention, bytes moved and operations"
     if not made.measured:
-        expected += f", times {SLACK:g} as a published run took"
+        expected += f", times {SLACK:g} as three published runs took"
     floor = f"at least: FLOPs at {made.ceiling / 1e12:.3g} TFLOP/s, the most that the device sustains"
     yield from _line("how", f"{floor} ({made.source}); expected {expected}")
 
