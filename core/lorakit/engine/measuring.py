@@ -26,7 +26,7 @@ from lorakit.estimate.rates import Rates, Speed, file_of, to_json
 
 FORMATS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WIDTHS = (16, 128, 1024, 3072)  # an adapter's rank, a toy's width, and those of models of today
-BUDGET = 0.4  # seconds for one measurement
+BUDGET = 0.2  # seconds for one measurement
 LEAST = 3
 
 
