@@ -141,8 +141,8 @@ class Running:
 class Size:
     """One model: its denoiser, text encoder and image coder.
 
-    `token` is the side in pixels of the square that is one image token, `blocks` the number of repeated blocks,
-    `predictions` how many a sampling step with guidance takes, `stored` the bytes of a parameter as published.
+    `token` is the side in pixels of the square that is one image token, `blocks` the number of repeated blocks, `stored`
+    the bytes of a parameter as published.
     """
 
     parameters: int
@@ -154,7 +154,6 @@ class Size:
     text: Text
     coder: Coder
     token: int
-    predictions: int = 2
     stored: int = 2
 
     def image_tokens(self, shape: Shape) -> int:

@@ -37,7 +37,6 @@ def size(configs: Configs) -> Size:
         text=Text(fixed=512, width=words, parameters=4_762_310_656 + 123_060_480),
         coder=Coder(parameters=83_819_683, channels=coder["latent_channels"], encoding=20 * coder["block_out_channels"][0], decoding=24 * coder["block_out_channels"][0]),
         token=2 ** len(coder["block_out_channels"]),  # the coder halves the sides once less, and a token is 2 by 2
-        predictions=1,  # guidance is told to the model
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def estimate(
             ceiling=rates.ceiling[settings.train.precision],
             source=rates.source,
             measured=bool(rates.measured),
-            duration=_duration(plan, size, found, rates, shelves),
+            duration=_duration(plan, size, found, rates, shelves, _predictions(plan, family)),
         )
     return replace(made, problems=tuple(_problems(plan, made, wanted)))
 
@@ -78,7 +78,15 @@ def _update_flops(plan: Plan, size: Size, found: list[work.Case]) -> float:
     return each * plan.arithmetic.passes / max(1, plan.arithmetic.updates)
 
 
-def _duration(plan: Plan, size: Size, found: list[work.Case], rates: Rates, shelves: Shelves) -> Duration:
+def _predictions(plan: Plan, family: Family) -> int:
+    """Predictions in a sampling step: true guidance takes a second one, of the negative prompt."""
+    guided = family.variants[plan.settings.variant].guidance == "true" and plan.settings.sampling.guidance > 1
+    return 2 if guided else 1
+
+
+def _duration(
+    plan: Plan, size: Size, found: list[work.Case], rates: Rates, shelves: Shelves, predictions: int
+) -> Duration:
     settings, sums = plan.settings, plan.arithmetic
     name = settings.quantization.name
     quantizer = None if name == space.NONE else shelves.quantizers[name]
@@ -100,7 +108,7 @@ def _duration(plan: Plan, size: Size, found: list[work.Case], rates: Rates, shel
         update=max(floor, update),
         floor=floor * sums.updates,
         expected=max(floor, update) * sums.updates,
-        previews=work.drawing(plan, size, rates, quantizer),
+        previews=work.drawing(plan, size, rates, quantizer, predictions),
     )
 
 

@@ -118,8 +118,8 @@ def _restored(size: Size, again: int) -> float:
     return sum(one.weights * ((1 if one.sees != "once" else 0) + 1 + again) for one in size.linears)
 
 
-def drawing(plan: Plan, size: Size, rates: Rates, quantizer: Part | None) -> float:
-    """Seconds of all previews and of the sheet of strengths: forward passes, two a step where guidance takes two."""
+def drawing(plan: Plan, size: Size, rates: Rates, quantizer: Part | None, predictions: int) -> float:
+    """Seconds of all previews and of the sheet of strengths: so many forward passes a step."""
     settings, sampling = plan.settings, plan.settings.sampling
     rounds = _rounds(plan) + len(sampling.strengths)
     if not rounds or not sampling.prompts:
@@ -140,7 +140,7 @@ def drawing(plan: Plan, size: Size, rates: Rates, quantizer: Part | None) -> flo
         device += size.attention_flops(tokens) / speed.attention[0]
         host = size.running.kernels[0] * rates.kernel[0]
         step = (max(device, host) if rates.hides else device + host) * rates.slack
-        total += step * sampling.steps * (size.predictions if sampling.guidance > 1 else 1)
+        total += step * sampling.steps * predictions
     return total * rounds
 
 
