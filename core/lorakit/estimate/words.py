@@ -9,6 +9,7 @@ from typing import Any
 
 from lorakit.estimate.figures import Estimate, Memory
 from lorakit.estimate.rates import SLACK
+from lorakit.events import EstimateChecked
 from lorakit.plan import Plan
 
 WIDTH = 78  # of a line, so that it fits 80 columns behind a comment's mark
@@ -105,6 +106,19 @@ def _line(label: str, text: str) -> Iterator[str]:
     """A labelled line, wrapped below itself where it is long."""
     for number, part in enumerate(textwrap.wrap(text, WIDTH - LABEL, break_long_words=False, break_on_hyphens=False)):
         yield f"{'' if number else label:<{LABEL}}{part}"
+
+
+def compared(event: EstimateChecked) -> Iterator[str]:
+    """The first updates beside what was expected of them."""
+    measured = f"an update takes {duration(event.seconds)}"
+    if event.expected_seconds is None:
+        yield f"{measured}; `lorakit calibrate` lets plans tell so before"
+    else:
+        off = event.seconds / event.expected_seconds - 1
+        yield f"{measured}, {duration(event.expected_seconds)} were expected ({off:+.0%}; {event.source})"
+    if event.expected_memory and event.memory:
+        off = event.memory / event.expected_memory - 1
+        yield f"memory peaks at {size(event.memory)}, {size(event.expected_memory)} were expected ({off:+.0%})"
 
 
 def size(number: float) -> str:
