@@ -57,8 +57,8 @@ class Variant:
     `components` are sub-folders of its repository, over the family's, that its text depends on. `references` is the
     most reference pictures that a sample may have, `reference_resolution` the side in pixels of a square of the area
     that they are brought to, and `text_reference_resolution` that at which the text encoder sees them, None where it
-    does not. `flow_shift` is None for models that do not match flows. `size` answers what the model weighs and costs, by
-    its configuration; without it no plan can tell.
+    does not. `flow_shift` is None for models that do not match flows. `size` answers what the model weighs and costs,
+    by its configuration; without it no plan can tell.
     """
 
     source: str

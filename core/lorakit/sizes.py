@@ -62,7 +62,7 @@ class Linears:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Attention in `blocks` blocks over `width` numbers a token: of all tokens, of image tokens, or of image to text."""
+    """Attention in `blocks` blocks over `width` numbers a token: of all tokens, of image tokens, of image to text."""
 
     width: int
     blocks: int
@@ -141,8 +141,8 @@ class Running:
 class Size:
     """One model: its denoiser, text encoder and image coder.
 
-    `token` is the side in pixels of the square that is one image token, `blocks` the number of repeated blocks, `stored`
-    the bytes of a parameter as published.
+    `token` is the side in pixels of the square that is one image token, `blocks` the number of repeated blocks,
+    `stored` the bytes of a parameter as published.
     """
 
     parameters: int
@@ -201,9 +201,7 @@ class Size:
     def kept(self, tokens: Tokens, targets: Collection[str]) -> float:
         """Elements that the whole model keeps for the backward pass without gradient checkpointing."""
         inputs = (
-            one.inputs * one.blocks * tokens.seen(one.sees, one.share)
-            for one, _ in self.adapted(targets)
-            if one.keeps
+            one.inputs * one.blocks * tokens.seen(one.sees, one.share) for one, _ in self.adapted(targets) if one.keeps
         )
         return self.running.kept * self.length(tokens) + sum(inputs)
 

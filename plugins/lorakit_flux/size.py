@@ -35,22 +35,34 @@ def size(configs: Configs) -> Size:
         ),
         # T5 pads or cuts every caption to 512 tokens; T5-XXL and CLIP-L
         text=Text(fixed=512, width=words, parameters=4_762_310_656 + 123_060_480),
-        coder=Coder(parameters=83_819_683, channels=coder["latent_channels"], encoding=20 * coder["block_out_channels"][0], decoding=24 * coder["block_out_channels"][0]),
+        coder=Coder(
+            parameters=83_819_683,
+            channels=coder["latent_channels"],
+            encoding=20 * coder["block_out_channels"][0],
+            decoding=24 * coder["block_out_channels"][0],
+        ),
         token=2 ** len(coder["block_out_channels"]),  # the coder halves the sides once less, and a token is 2 by 2
-    )  # fmt: skip
+    )
 
 
 def _linears(width: int, double: int, single: int) -> tuple[Linears, ...]:
-    def both(image: tuple[str, ...], text: tuple[str, ...], inputs: int, outputs: int, keeps: bool = True) -> tuple[Linears, Linears]:
+    def both(
+        image: tuple[str, ...], text: tuple[str, ...], inputs: int, outputs: int, keeps: bool = True
+    ) -> tuple[Linears, Linears]:
         shape = {"inputs": inputs * width, "outputs": outputs * width, "blocks": double}
         return (
             Linears(names=image, **shape, sees="image", keeps=keeps),
             Linears(names=text, **shape, sees="text", keeps=keeps),
         )
 
-    queries, added = (tuple(f"attn.{name}" for name in names) for names in (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")))
+    queries, added = (
+        tuple(f"attn.{name}" for name in names)
+        for names in (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
+    )
     return (
-        Linears(names=("norm1.linear", "norm1_context.linear"), inputs=width, outputs=6 * width, blocks=double, sees="once"),
+        Linears(
+            names=("norm1.linear", "norm1_context.linear"), inputs=width, outputs=6 * width, blocks=double, sees="once"
+        ),
         *both(queries, added, 1, 1),
         *both(("attn.to_out.0",), ("attn.to_add_out",), 1, 1, keeps=False),
         *both(("ff.net.0.proj",), ("ff_context.net.0.proj",), 1, 4),
@@ -59,4 +71,4 @@ def _linears(width: int, double: int, single: int) -> tuple[Linears, ...]:
         Linears(names=queries, inputs=width, outputs=width, blocks=single, sees="all"),
         Linears(names=("proj_mlp",), inputs=width, outputs=4 * width, blocks=single, sees="all", keeps=False),
         Linears(names=("proj_out",), inputs=5 * width, outputs=width, blocks=single, sees="all"),
-    )  # fmt: skip
+    )

@@ -46,10 +46,15 @@ def size(configs: Configs) -> Size:
             kernels=(22 * blocks + 18 * walk.resnets, 24 * blocks + 10 * walk.resnets),
         ),
         text=Text(fixed=77, width=words, parameters=123_060_480 + 694_659_840),  # CLIP-L and OpenCLIP bigG
-        coder=Coder(parameters=83_653_863, channels=coder["latent_channels"], encoding=20 * coder["block_out_channels"][0], decoding=24 * coder["block_out_channels"][0]),
+        coder=Coder(
+            parameters=83_653_863,
+            channels=coder["latent_channels"],
+            encoding=20 * coder["block_out_channels"][0],
+            decoding=24 * coder["block_out_channels"][0],
+        ),
         token=2 ** (len(coder["block_out_channels"]) - 1),
         stored=6,  # the repository holds every file in fp32 and in fp16
-    )  # fmt: skip
+    )
 
 
 def _block(width: int, words: int, count: int, share: float) -> tuple[Linears, ...]:
@@ -57,7 +62,15 @@ def _block(width: int, words: int, count: int, share: float) -> tuple[Linears, .
 
     def linear(names: str, inputs: int, outputs: int, *, text: bool = False, keeps: bool = True) -> Linears:
         found = tuple(names.split())
-        return Linears(names=found, inputs=inputs, outputs=outputs, blocks=count, sees="text" if text else "image", share=share, keeps=keeps)
+        return Linears(
+            names=found,
+            inputs=inputs,
+            outputs=outputs,
+            blocks=count,
+            sees="text" if text else "image",
+            share=share,
+            keeps=keeps,
+        )
 
     return (
         linear("attn1.to_q attn1.to_k attn1.to_v", width, width),
@@ -66,7 +79,7 @@ def _block(width: int, words: int, count: int, share: float) -> tuple[Linears, .
         linear("attn2.to_k attn2.to_v", words, width, text=True, keeps=False),
         linear("ff.net.0.proj", width, 8 * width),
         linear("ff.net.2", 4 * width, width),
-    )  # fmt: skip
+    )
 
 
 class Walk:

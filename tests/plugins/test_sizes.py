@@ -1,4 +1,4 @@
-"""The sizes that plans reckon with are those of the real classes at their true dimensions, on tensors without memory."""
+"""The sizes of plans are those of the real classes at their true dimensions, on tensors without memory."""
 
 import pytest
 import torch
@@ -26,7 +26,15 @@ UNET = {
 }
 TARGETS = {
     "qwen": ("attn.to_q", "attn.to_out.0", "attn.add_k_proj", "img_mlp.net.0.proj", "txt_mlp.net.2", "img_mod.1"),
-    "flux": ("attn.to_q", "attn.to_add_out", "ff.net.2", "ff_context.net.0.proj", "proj_mlp", "proj_out", "norm.linear"),
+    "flux": (
+        "attn.to_q",
+        "attn.to_add_out",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "proj_mlp",
+        "proj_out",
+        "norm.linear",
+    ),
     "sdxl": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
 }
 
@@ -84,9 +92,7 @@ def run_flux(model, image, references, text):
 
 def run_sdxl(model, width, height, text):
     told = {"text_embeds": empty(1, 1280), "time_ids": empty(1, 6)}
-    return model(
-        empty(1, 4, height, width), empty(1), empty(1, text, 2048), added_cond_kwargs=told, return_dict=False
-    )
+    return model(empty(1, 4, height, width), empty(1), empty(1, text, 2048), added_cond_kwargs=told, return_dict=False)
 
 
 SIZES = {"qwen": qwen({}), "flux": flux({}), "sdxl": sdxl({})}
@@ -98,9 +104,15 @@ def told(name, tokens):
 
 @pytest.mark.parametrize(
     ("name", "image", "references", "text"),
-    [("qwen", 4096, 0, 64), ("qwen", 4096, 1, 266), ("qwen", 4096, 3, 670), ("flux", 4096, 0, 512), ("flux", 4096, 1, 512)],
+    [
+        ("qwen", 4096, 0, 64),
+        ("qwen", 4096, 1, 266),
+        ("qwen", 4096, 3, 670),
+        ("flux", 4096, 0, 512),
+        ("flux", 4096, 1, 512),
+    ],
     ids=["qwen-image", "edit-2509, 1 reference", "edit-2509, 3 references", "flux.1-dev", "flux.1-kontext"],
-)  # fmt: skip
+)
 def test_flops_are_those_of_the_transformers(models, name, image, references, text):
     model, _ = models[name]
     run = run_qwen if name == "qwen" else run_flux

@@ -10,7 +10,7 @@ import torch
 from lorakit.engine.measuring import device_name
 from lorakit.estimate.make import estimate
 from lorakit.estimate.rates import of_device
-from lorakit.events import Event, EstimateChecked, UpdateFinished
+from lorakit.events import EstimateChecked, Event, UpdateFinished
 from lorakit.family import Family
 from lorakit.plan import Plan
 from lorakit.registry import Shelves

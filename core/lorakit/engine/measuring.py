@@ -23,6 +23,7 @@ from lorakit.engine import memory
 from lorakit.engine.cache import write_atomically
 from lorakit.errors import LorakitError, RunError
 from lorakit.estimate.rates import Rates, Speed, file_of, to_json
+from lorakit.words import count
 
 FORMATS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 WIDTHS = (16, 128, 1024, 3072)  # an adapter's rank, a toy's width, and those of models of today
@@ -56,7 +57,9 @@ def calibrate(name: str) -> Rates:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, to_json(found).encode())
     except (OSError, LorakitError) as error:
-        raise RunError(f"{file} cannot be written", why=str(error), fix="Set XDG_CACHE_HOME to another folder.") from error
+        raise RunError(
+            f"{file} cannot be written", why=str(error), fix="Set XDG_CACHE_HOME to another folder."
+        ) from error
     return found
 
 
@@ -66,7 +69,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {count(torch.get_num_threads(), 'thread')}"
 
 
 def _processor() -> str:
@@ -89,7 +92,6 @@ def _libraries(device: torch.device) -> float:
         torch.ones(1, device=device)
         free, total = torch.cuda.mem_get_info(device)
         return float(total - free - torch.cuda.memory_reserved(device))
-    import diffusers.models.modeling_utils
     import transformers.modeling_utils  # noqa: F401
 
     return float(memory.peak(device))
@@ -121,9 +123,7 @@ def _attention(device: torch.device, dtype: torch.dtype, tokens: int) -> tuple[f
     work = 4 * tokens * tokens * heads * side
     with torch.no_grad():
         forward = _least(device, lambda: functional.scaled_dot_product_attention(query, key, value))
-    backward = _least(
-        device, lambda: torch.autograd.grad(answer, (query, key, value), direction, retain_graph=True)
-    )
+    backward = _least(device, lambda: torch.autograd.grad(answer, (query, key, value), direction, retain_graph=True))
     return work / forward, 2.5 * work / backward
 
 
@@ -146,18 +146,19 @@ class _Block(nn.Module):
         query, key, value = (
             layer(seen).unflatten(-1, (self.heads, -1)) for layer in (self.queries, self.keys, self.values)
         )
-        turned = [self.each(one).transpose(1, 2) * 0.5 for one in (query, key)]
-        answer = functional.scaled_dot_product_attention(*turned, value.transpose(1, 2))
+        query, key = (self.each(one).transpose(1, 2) * 0.5 for one in (query, key))
+        answer = functional.scaled_dot_product_attention(query, key, value.transpose(1, 2))
         x = x + scale * self.out(answer.transpose(1, 2).flatten(2))
         seen = self.norm(x) * (1 + scale) + scale
-        return x + scale * self.back(functional.gelu(self.wide(seen), approximate="tanh"))
+        fed: Tensor = self.back(functional.gelu(self.wide(seen), approximate="tanh"))
+        return x + scale * fed
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations that are more than another view, and elements that those but products read and write."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = self.moved = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -95,7 +95,9 @@ def _duration(
         full, rest = divmod(case.pictures, settings.train.batch_size)
         sizes = [(full, settings.train.batch_size), (1, rest)]
         return sum(
-            times * work.seconds(plan, size, case.tokens, batch, rates, quantizer) for times, batch in sizes if times * batch
+            times * work.seconds(plan, size, case.tokens, batch, rates, quantizer)
+            for times, batch in sizes
+            if times * batch
         )
 
     epoch = sum(bucket(case) for case in found)
@@ -122,7 +124,7 @@ def _problems(plan: Plan, made: Estimate, wanted: Wanted) -> Iterator[Problem]:
     needed = made.disk.cache + made.disk.checkpoints
     if free is not None and needed > free:
         yield Problem(
-            f"{plan.folder} has {free / GB:.1f} GB free, and the cache and checkpoints take {needed / GB:.1f} GB: lower "
+            f"{plan.folder} has {free / GB:.1f} GB free, and cache and checkpoints take {needed / GB:.1f} GB: lower "
             "save.keep, or choose another output"
         )
 
@@ -139,9 +141,8 @@ def _room(plan: Plan, made: Estimate) -> Iterator[Problem]:
         "previews": chosen.previews,
     }
     over = ", ".join(f"{name} {size / GB:.1f} GB" for name, size in parts.items() if size > room)
-    yield Problem(
-        f"{made.quantization} does not fit {room / GB:g} GB: {over}; {' and '.join(_remedies(plan, made, chosen, room))}"
-    )
+    remedies = " and ".join(_remedies(plan, made, chosen, room))
+    yield Problem(f"{made.quantization} does not fit {room / GB:g} GB: {over}; {remedies}")
 
 
 def _remedies(plan: Plan, made: Estimate, chosen: Memory, room: float) -> Iterator[str]:
@@ -173,12 +174,12 @@ def _time(plan: Plan, made: Estimate, wanted: Wanted) -> Iterator[Problem]:
         fits = int(hours * HOUR / time.update)
         yield Problem(
             f"{hours:g} h are under the floor of {time.floor / HOUR:.1f} h for {rest}: no software is faster than the "
-            f"device; about {fits} updates ({fits / max(1.0, sums.updates_per_epoch):.2g} epochs) can be expected in them"
+            f"device; {fits} updates ({fits / max(1.0, sums.updates_per_epoch):.2g} epochs) can be expected in them"
         )
     elif hours * HOUR < time.whole:
         fits = int(max(0.0, hours * HOUR - time.previews) / time.update)
         yield Problem(
-            f"{hours:g} h may not suffice: {time.whole / HOUR:.1f} h are expected for {rest}; about {fits} updates can be "
+            f"{hours:g} h may not suffice: {time.whole / HOUR:.1f} h are expected for {rest}; {fits} updates can be "
             "expected in them"
         )
 
