@@ -28,7 +28,12 @@ def plan(tmp_path):
         picture(folder / f"{number}.png", (1024, 1024), caption="a cat on a red sofa, number 1")
 
     def make(**tables):
-        asked = {"family": "qwen", "trigger": "sks", "output": str(tmp_path / "runs"), "data": [{"folder": str(folder)}]}
+        asked = {
+            "family": "qwen",
+            "trigger": "sks",
+            "output": str(tmp_path / "runs"),
+            "data": [{"folder": str(folder)}],
+        }
         return Kit().plan({**asked, **tables})
 
     return make
