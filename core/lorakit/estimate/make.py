@@ -120,6 +120,10 @@ def _duration(
 def _problems(plan: Plan, made: Estimate, wanted: Wanted) -> Iterator[Problem]:
     yield from _room(plan, made)
     yield from _time(plan, made, wanted)
+    if plan.settings.text_encoder.train:
+        yield Problem(
+            "the estimate leaves out the text encoders that are trained: their memory and their time come on top"
+        )
     free = _free(plan.folder)
     needed = made.disk.cache + made.disk.checkpoints
     if free is not None and needed > free:
