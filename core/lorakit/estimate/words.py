@@ -5,12 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakit.estimate.figures import Estimate, Memory
 from lorakit.estimate.rates import SLACK
-from lorakit.events import EstimateChecked
 from lorakit.plan import Plan
+
+if TYPE_CHECKING:  # the plan shall not wait for the events of runs
+    from lorakit.events import EstimateChecked
 
 WIDTH = 78  # of a line, so that it fits 80 columns behind a comment's mark
 LABEL = 13
