@@ -18,7 +18,7 @@ MATMUL = 0.80  # share of the sustained rate that the model's own products reach
 ATTENTION = (0.70, 0.60)  # the same of attention, forward and backward
 BANDWIDTH = 0.80  # share of the rated bandwidth that element-wise operations reach
 LAUNCH = 10e-6  # seconds of the host for one operation: 60 blocks with checkpointing take 0.3 s
-# How much slower real trainers are than this model of one. Three published runs on a model of 20 billion can be computed:
+# How much slower real trainers are than this model of one. Three published runs of a 20-billion model can be computed:
 # musubi-tuner's pull request 722 (RTX 5090, 1328 pixels, fp8, rank 64) took 5.39 s where the model says 3.9,
 # OneTrainer's 1109 (RTX 6000 Ada, 1328 pixels, no mask) 6.6 where it says 3.9, musubi-tuner's issue 694 (A100, editing
 # with one reference, batches of 2) 14.7 where it says 7.6. This is the geometric mean of 1.38, 1.71 and 1.93.
