@@ -6,12 +6,13 @@ from lorakit.hooks import hookimpl
 from lorakit.registry import Part, Registry
 
 OPTIMIZERS = (
-    Part(name="adamw", summary="AdamW, fused", load="lorakit.engine.optimizers:adamw"),
+    Part(name="adamw", summary="AdamW, fused", load="lorakit.engine.optimizers:adamw", held=8),
     Part(
         name="adamw8bit",
         summary="AdamW with both moments in 8 bits, by bitsandbytes",
         load="lorakit.engine.optimizers:adamw8bit",
         requires=("bitsandbytes",),
+        held=2.03,  # and a fp32 scale for each 256
     ),
 )
 IMPORTERS = (
@@ -59,6 +60,8 @@ def register(registry: Registry) -> None:
             summary="8-bit weights by bitsandbytes, half the memory of bf16",
             load="lorakit.engine.int8:Int8",
             requires=("bitsandbytes",),
+            held=1.002,  # and a fp32 scale for each row
+            restoring=7,  # int8 to bf16, and times its scale
         )
     )
     registry.quantizer(
@@ -74,6 +77,8 @@ def register(registry: Registry) -> None:
             summary="4-bit weights (NF4) by bitsandbytes, a quarter of the memory of bf16",
             load="lorakit.engine.int4:Int4",
             requires=("bitsandbytes",),
+            held=0.516,  # and a scale in 8 bits for each 64 weights
+            restoring=2.5,  # one kernel
         )
     )
     registry.quantizer(
@@ -83,6 +88,8 @@ def register(registry: Registry) -> None:
             load="lorakit.engine.int2:Int2",
             requires=("optimum.quanto",),
             install="optimum-quanto",
+            held=0.3125,  # and a scale and a shift in bf16 for each 64 weights
+            restoring=11,  # four times shifted and masked, joined, cast, scaled
         )
     )
     for optimizer in OPTIMIZERS:

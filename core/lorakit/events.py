@@ -91,6 +91,22 @@ class UpdateFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EstimateChecked(Event):
+    """The first updates held against what was estimated: seconds of an update (their median), and the peak of memory.
+
+    `expected_seconds` and `expected_memory` are None where nobody could tell; `source` says where the device's rates
+    come from.
+    """
+
+    update: int
+    seconds: float
+    expected_seconds: float | None
+    memory: int
+    expected_memory: float | None
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event):
     """A checkpoint is safely on disk; `lora` is its loadable file."""
 

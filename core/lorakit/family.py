@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from lorakit.buckets import Shape
 from lorakit.captions import CaptionAdvice
 from lorakit.dataset import Sizing
+from lorakit.sizes import Sizer
 
 if TYPE_CHECKING:
     from lorakit.engine.parts import Denoiser, ImageCoder, Source, TextEncoder
@@ -56,7 +57,8 @@ class Variant:
     `components` are sub-folders of its repository, over the family's, that its text depends on. `references` is the
     most reference pictures that a sample may have, `reference_resolution` the side in pixels of a square of the area
     that they are brought to, and `text_reference_resolution` that at which the text encoder sees them, None where it
-    does not. `flow_shift` is None for models that do not match flows.
+    does not. `flow_shift` is None for models that do not match flows. `size` answers what the model weighs and costs,
+    by its configuration; without it no plan can tell.
     """
 
     source: str
@@ -71,6 +73,7 @@ class Variant:
     guidance: Guidance = "true"
     flow_shift: FlowShift | None = None
     summary: str = ""
+    size: Sizer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +139,8 @@ class Family(ABC):
     """Folder of ComfyUI workflows, the templates that `lorakit.workflow` fills in for each run."""
     toy_resolution: ClassVar[int] = 64
     """Side in pixels that the toy model was made for."""
+    toy_folder: ClassVar[Path | None] = None
+    """A shipped model folder whose config.json files tell the toy's sizes, where there is one."""
 
     def sizing(self, variant: str, resolution: int | None, text_resolution: int | None) -> Sizing:
         """How pictures of a run are brought to size, references at the areas of these resolutions."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the configuration models are imported by the methods that n
 
     from lorakit.config import Layer
     from lorakit.engine.trials import Examined
+    from lorakit.estimate.figures import Estimate
+    from lorakit.estimate.rates import Rates
     from lorakit.events import Event
     from lorakit.importers.report import Imported
     from lorakit.plan import Plan
@@ -71,6 +73,34 @@ class Kit:
         asked = request if isinstance(request, Request) else self.request(request)
         family = self.shelves.families.find(asked.settings.family, asked.where("family"))
         return planner.decide(asked, self.shelves, self.plugins, manager(self.plugins, family))
+
+    def estimate(
+        self,
+        plan: Plan,
+        *,
+        gpu: str | None = None,
+        memory: float | None = None,
+        price: float | None = None,
+        hours: float | None = None,
+    ) -> Estimate | None:
+        """What the plan will take on a GPU by its name, or on this machine where `lorakit calibrate` measured it.
+
+        `memory` is that of another GPU in GB, `price` that of an hour, `hours` what there are. None where the family
+        does not tell the model's size.
+        """
+        from lorakit.estimate import rates
+        from lorakit.estimate.make import Wanted, estimate
+
+        family = self.shelves.families.find(plan.settings.family, "the plan")
+        found = rates.named(gpu) if gpu else None if memory else rates.here(plan.settings.model.device)
+        wanted = Wanted(memory=memory and memory * 1e9, price=price, hours=hours)
+        return estimate(plan, family, self.shelves, found, wanted)
+
+    def calibrate(self, device: str = "auto") -> Rates:
+        """Measure this machine's device in under 30 s, and keep what was found for every later estimate."""
+        from lorakit.engine.measuring import calibrate
+
+        return calibrate(device)
 
     def train(self, plan: Plan, control: Control | None = None) -> Iterator[Event]:
         """Carry the plan out; the run stops, saved, when the iterator is closed or `control.stop()` is called."""

@@ -18,7 +18,8 @@ class Arithmetic:
     """The whole arithmetic of a run, in the units of one another.
 
     A pass is one picture through the model, a batch several at once, an update one step of the optimizer after
-    `accumulation` batches, an epoch every picture with its repeats once. `references` are counted over `images`.
+    `accumulation` batches, an epoch every picture with its repeats once. `references` are counted over `images`,
+    `letters` are those of a caption as shown, on average.
     """
 
     images: int
@@ -32,6 +33,7 @@ class Arithmetic:
     effective_batch: int
     buckets: tuple[tuple[str, int], ...] = ()
     references: int = 0
+    letters: int = 0
 
 
 def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
@@ -55,6 +57,7 @@ def arithmetic(dataset: Dataset, train: PlannedTrain, seed: int) -> Arithmetic:
         effective_batch=train.batch_size * train.accumulation,
         buckets=tuple((str(bucket), count) for bucket, count in dataset.buckets().items()),
         references=sum(len(sample.references) for sample in dataset.samples),
+        letters=round(sum(len(one.caption) * one.repeats for one in dataset.samples) / max(1, dataset.passes)),
     )
 
 

@@ -30,6 +30,10 @@ class Part:
     """Importable packages that the part needs."""
     install: str = ""
     """What pip installs to have them, where it is called otherwise."""
+    held: float | None = None
+    """Bytes: of a weight under a quantizer, of state for a trained parameter under an optimizer; None is unknown."""
+    restoring: float = 0.0
+    """Bytes that a quantizer reads and writes to restore one weight, each time that it is used."""
 
     @property
     def remedy(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lorakit import Family, FlowShift, Problem, Recipe, Rule, Variant, hookimpl, never, only, prefer, toys
 from lorakit.captions import SUBJECT, CaptionAdvice
+from lorakit_qwen.size import size
 
 if TYPE_CHECKING:
     from lorakit import Plan, Request
@@ -25,6 +26,7 @@ IMAGE = Variant(
     # scheduler_config.json of Qwen/Qwen-Image
     flow_shift=FlowShift(base_tokens=256, base_shift=0.5, max_tokens=8192, max_shift=0.9, terminal=0.02),
     summary="text to image",
+    size=size,
 )
 EDIT = replace(
     IMAGE,
@@ -79,6 +81,7 @@ class Qwen(Family):
     side_multiple = 16
     workflows = ROOM / "workflows"
     toy_resolution = 48
+    toy_folder = TOY
     patch = 2
     base_model_version = "qwen_image"
     # `is_qwen` is read by no trainer, and stands in many files

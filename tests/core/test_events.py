@@ -9,6 +9,7 @@ EXAMPLES = {
     "str": "somewhere, Zoë\n",
     "int": 3,
     "float": 0.1,
+    "float | None": 0.2,
     "Phase": "cache text",
     "tuple[float, ...]": (0.0, 0.5),
     "tuple[tuple[str, str], ...]": (("torch", "2.9"), ("lorakit", "0.1")),

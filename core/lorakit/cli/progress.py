@@ -11,6 +11,7 @@ from rich.progress import Progress as Bars
 from lorakit.cli.quiet import hush
 from lorakit.events import (
     CheckpointSaved,
+    EstimateChecked,
     Event,
     LayerRecovered,
     PhaseFinished,
@@ -66,6 +67,8 @@ class Progress:
                 self._update(event)
             case PhaseFinished():
                 self._finish(event)
+            case EstimateChecked():
+                self._compare(event)
             case CheckpointSaved():
                 self._say(f"  checkpoint {event.lora}")
             case PreviewDrawn():
@@ -106,6 +109,13 @@ class Progress:
                 self._say(f"file         {event.path}", "green")
                 self._say(f"errors       {event.report}")
                 self._say(f"done         in {duration(event.seconds)}")
+
+    def _compare(self, event: EstimateChecked) -> None:
+        """What was estimated beside what was measured."""
+        from lorakit.estimate.words import compared
+
+        for line in compared(event):
+            self._say(f"  {line}")
 
     def close(self) -> None:
         """Put the terminal back as it was."""

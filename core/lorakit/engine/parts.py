@@ -87,7 +87,7 @@ class Batch:
 
     `references` are the latents of the reference pictures, (B, C, h, w) each, the same number of them and of the same
     shapes for every item. `sizes` (B, 6) are each picture's original height and width, the top and left of its crop,
-    and its height and width as encoded, in pixels (the size conditioning of SDXL, arXiv 2307.01952, section 2.2).
+    and its height and width as encoded, in pixels (size conditioning, arXiv 2307.01952, section 2.2).
     `guidance` is what a model with embedded guidance is told, None for others.
     """
 

@@ -18,6 +18,7 @@ from lorakit.advice import out_of_memory
 from lorakit.control import Control
 from lorakit.engine import checkpoint, lora_file, memory, preview
 from lorakit.engine.cache import Cache, write_atomically
+from lorakit.engine.checking import Checking
 from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
 from lorakit.engine.material import Material, gather
@@ -188,6 +189,7 @@ class Run:
     def _train(self, trainer: Trainer, material: Material, painter: preview.Painter | None) -> Iterator[Event]:
         settings, dataset = self.plan.settings, self.dataset
         yield PhaseStarted(phase="train", total=settings.train.updates)
+        checking = Checking(self.plan, self.family, self.shelves, self.context.device)
         began = then = time.perf_counter()
         passes = 0
         for batches in self._foreseen(trainer, material):
@@ -195,7 +197,7 @@ class Run:
             step = trainer.update(batches, material.item)
             passes = batches[-1].first_pass + len(batches[-1].samples)
             now = time.perf_counter()
-            yield UpdateFinished(
+            done = UpdateFinished(
                 update=trainer.updates,
                 passes=passes,
                 epoch=passes / dataset.passes,
@@ -205,6 +207,8 @@ class Run:
                 seconds=now - then,
                 memory=memory.peak(self.context.device),
             )
+            yield done
+            yield from checking.after(done)
             yield from self._at(trainer.updates, painter)
             then = time.perf_counter()
         yield PhaseFinished(phase="train", seconds=time.perf_counter() - began, note=f"{trainer.updates} updates")

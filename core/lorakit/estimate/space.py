@@ -1,0 +1,136 @@
+"""What a plan takes in memory and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from lorakit.estimate.figures import Disk, Memory
+from lorakit.estimate.work import BYTES, Case
+from lorakit.family import Family
+from lorakit.plan import Plan
+from lorakit.registry import Part, Shelf
+from lorakit.sizes import Linears, Size
+
+STATE = 8.0  # bytes of optimizer state for a parameter, where the optimizer does not tell: two moments in fp32
+PYTHON = 1.5e9  # bytes of Python with torch, diffusers and transformers
+HEADER = 130  # bytes about one tensor in a safetensors file
+NONE = "none"
+
+
+def bytes_of(name: str, shelf: Mapping[str, Part], precision: str) -> float | None:
+    """Bytes of a weight under the quantizer called `name`; None where it does not tell."""
+    part = shelf.get(name)
+    return float(BYTES[precision]) if name == NONE else part.held if part else None
+
+
+def base(size: Size, name: str, family: Family, shelf: Mapping[str, Part], precision: str) -> float | None:
+    """Bytes of the frozen denoiser under a quantizer, the layers that the family spares under theirs."""
+    spared = family.spared.get(name, {})
+
+    def of(one: Linears) -> Iterator[float | None]:
+        each = one.weights / len(one.names)
+        for layer in one.names:
+            finer = [other for ending, other in spared.items() if layer == ending or layer.endswith(f".{ending}")]
+            held = bytes_of(finer[0] if finer else name, shelf, precision)
+            yield None if held is None else each * held
+
+    parts = [found for one in size.linears for found in of(one)]
+    if any(found is None for found in parts):
+        return None
+    return sum(found for found in parts if found is not None) + (size.parameters - size.quantizable) * BYTES[precision]
+
+
+def quantizers(shelf: Shelf[Part]) -> list[str]:
+    """Every quantizer by the memory it takes, full precision first."""
+    return sorted(shelf, key=lambda name: (name != NONE, -(shelf[name].held or 0.0), name))
+
+
+def memory(
+    plan: Plan, size: Size, family: Family, shelf: Shelf[Part], optimizer: Part, found: list[Case], context: float
+) -> Iterator[Memory]:
+    """Memory under every quantizer that tells how much it takes."""
+    settings = plan.settings
+    each, batch = BYTES[settings.train.precision], settings.train.batch_size
+    trained = size.adapter_parameters(settings.lora.targets, settings.lora.rank)
+    adapter = trained * (8 + (STATE if optimizer.held is None else optimizer.held) + (4 if settings.train.ema else 0))
+    activations = max(_activations(plan, size, case) for case in found) * each * batch
+    if not settings.train.gradient_checkpointing and each < 4:
+        activations += trained * each  # the adapter's weights in the number format of what they are multiplied with
+    temporary = max(size.running.temporary * size.length(case.tokens) for case in found) * each * batch
+    largest = max(one.inputs * one.outputs for one in size.linears)
+    coder = size.coder.parameters * 4
+    pixels = max(case.pixels for case in found)
+    draws = settings.sampling.prompts and (settings.sampling.every or settings.sampling.strengths)
+    drawn = coder + size.coder.decoding * settings.sampling.width * settings.sampling.height if draws else 0.0
+    for name in quantizers(shelf):
+        held = base(size, name, family, shelf, settings.train.precision)
+        if held is None:
+            continue
+        yield Memory(
+            quantization=name,
+            base=held,
+            adapter=adapter,
+            activations=activations,
+            workspace=temporary + (0 if name == NONE else 2 * each * largest),
+            context=context,
+            text=size.text.parameters * each + context,
+            images=coder + size.coder.encoding * pixels + context,
+            previews=held + adapter + drawn + context if drawn else 0.0,
+        )
+
+
+def _activations(plan: Plan, size: Size, case: Case) -> float:
+    """Elements that one picture keeps for its backward pass."""
+    kept = size.kept(case.tokens, plan.settings.lora.targets)
+    if not plan.settings.train.gradient_checkpointing:
+        return kept
+    return size.running.checkpointed * size.length(case.tokens) + kept / size.blocks
+
+
+def host(plan: Plan, size: Size) -> float:
+    """Bytes of the machine's own memory on a GPU: the text encoder is read there before it is moved."""
+    each = BYTES[plan.settings.train.precision]
+    block = size.quantizable / size.blocks * each
+    return PYTHON + size.coder.parameters * 4 + max(size.text.parameters * each, 2 * block)
+
+
+def exported(plan: Plan, size: Size) -> float:
+    """Bytes of the exported file."""
+    lora = plan.settings.lora
+    trained = size.adapter_parameters(lora.targets, lora.rank)
+    return trained * BYTES[plan.settings.save.dtype] + 2 * HEADER * size.adapter_layers(lora.targets)
+
+
+def disk(plan: Plan, size: Size, family: Family, optimizer: Part, found: list[Case], *, local: bool) -> Disk:
+    """Bytes on disk."""
+    settings, sums = plan.settings, plan.arithmetic
+    parameters = size.parameters + size.text.parameters + size.coder.parameters
+    trained = size.adapter_parameters(settings.lora.targets, settings.lora.rank)
+    state = trained * (4 + (STATE if optimizer.held is None else optimizer.held) + (4 if settings.train.ema else 0))
+    return Disk(
+        download=0.0 if local else float(parameters * size.stored),
+        cache=sums.images * _cached(plan, size, family, found),
+        checkpoints=_checkpoints(plan) * (exported(plan, size) + state),
+    )
+
+
+def _cached(plan: Plan, size: Size, family: Family, found: list[Case]) -> float:
+    """Bytes of an encoded sample, on average over what is shown: latents in fp32, and its text."""
+    shown = max(1, sum(case.pictures for case in found))
+    latents = size.coder.channels * family.patch**2 * 4
+    text = size.text.width * BYTES[plan.settings.train.precision]
+
+    def each(case: Case) -> float:
+        captions = 2 if case.tokens.reference and plan.settings.train.caption_dropout else 1
+        return case.tokens.seen("image") * latents + case.tokens.text * text * captions
+
+    return sum(each(case) * case.pictures for case in found) / shown
+
+
+def _checkpoints(plan: Plan) -> int:
+    """How many checkpoints lie there at the end."""
+    save, sums = plan.settings.save, plan.arithmetic
+    if not save.every:
+        return 0
+    made = max(1, round(sums.epochs)) if save.every == "epoch" else -(-sums.updates // int(save.every))
+    return min(save.keep, made)
