@@ -13,6 +13,10 @@ if TYPE_CHECKING:  # plugins that bring a family are loaded for `lorakit --help`
     from lorakit.planned import PlannedTrain
 
 
+AHEAD = 64
+"""Batches whose modulation is worked out at once: one transfer of those weights serves them all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
     """The whole arithmetic of a run, in the units of one another.

@@ -11,7 +11,7 @@ from lorakit.audit.findings import Finding
 from lorakit.captions import CaptionAdvice, holds, misses
 from lorakit.words import count
 
-OVERLONG = 2000  # characters, about 512 tokens: the most that a text encoder in use here reads (T5, as FLUX uses it)
+OVERLONG = 2000  # characters, about 512 tokens: the most that a text encoder in use here reads (T5)
 PLACEHOLDER = "[trigger]"
 
 

@@ -43,11 +43,9 @@ from lorakit.events import (
     UpdateFinished,
     Warned,
 )
-from lorakit.order import Turn, turns
+from lorakit.order import AHEAD, Turn, turns
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
-
-AHEAD = 64  # batches whose modulation is worked out at once: one transfer of those weights serves them all
 
 
 def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:

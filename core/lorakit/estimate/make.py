@@ -52,7 +52,7 @@ def estimate(
         flops=_update_flops(plan, size, found),
         quantization=settings.quantization.name,
         memory=tuple(space.memory(plan, size, family, shelves.quantizers, optimizer, found, context)),
-        host=space.host(plan, size),
+        host=space.host(plan, size, family),
         disk=space.disk(plan, size, family, optimizer, found, local=local_folder(plan, family) is not None),
         device_memory=wanted.memory or (rates.memory if rates else None),
         price=wanted.price,

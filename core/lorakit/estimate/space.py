@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from lorakit.estimate.figures import Disk, Memory
 from lorakit.estimate.work import BYTES, Case
 from lorakit.family import Family
+from lorakit.order import AHEAD
 from lorakit.plan import Plan
 from lorakit.registry import Part, Shelf
 from lorakit.sizes import Linears, Size
@@ -23,13 +24,21 @@ def bytes_of(name: str, shelf: Mapping[str, Part], precision: str) -> float | No
     return float(BYTES[precision]) if name == NONE else part.held if part else None
 
 
-def base(size: Size, name: str, family: Family, shelf: Mapping[str, Part], precision: str) -> float | None:
-    """Bytes of the frozen denoiser under a quantizer, the layers that the family spares under theirs."""
+def base(
+    size: Size, name: str, family: Family, shelf: Mapping[str, Part], precision: str, *, tabled: bool = False
+) -> float | None:
+    """Bytes of the frozen denoiser under a quantizer, the layers that the family spares under theirs.
+
+    Where modulation is `tabled`, its layers lie in host memory, and their answers for the batches ahead beside the rest.
+    """
     spared = family.spared.get(name, {})
 
     def of(one: Linears) -> Iterator[float | None]:
         each = one.weights / len(one.names)
         for layer in one.names:
+            if tabled and _is_modulation(layer, family):
+                yield float(AHEAD * one.outputs * one.blocks * BYTES[precision])
+                continue
             finer = [other for ending, other in spared.items() if layer == ending or layer.endswith(f".{ending}")]
             held = bytes_of(finer[0] if finer else name, shelf, precision)
             yield None if held is None else each * held
@@ -38,6 +47,19 @@ def base(size: Size, name: str, family: Family, shelf: Mapping[str, Part], preci
     if any(found is None for found in parts):
         return None
     return sum(found for found in parts if found is not None) + (size.parameters - size.quantizable) * BYTES[precision]
+
+
+def _is_modulation(layer: str, family: Family) -> bool:
+    return any(layer == ending or layer.endswith(f".{ending}") for ending in family.modulation)
+
+
+def _modulation(plan: Plan, size: Size, family: Family) -> float:
+    """Bytes of the modulation layers that a plan keeps in host memory."""
+    if plan.settings.speed.modulation != "table":
+        return 0.0
+    each = BYTES[plan.settings.train.precision]
+    layers = (one for one in size.linears for name in one.names if _is_modulation(name, family))
+    return float(sum(one.weights / len(one.names) for one in layers) * each)
 
 
 def quantizers(shelf: Shelf[Part]) -> list[str]:
@@ -63,7 +85,8 @@ def memory(
     draws = settings.sampling.prompts and (settings.sampling.every or settings.sampling.strengths)
     drawn = coder + size.coder.decoding * settings.sampling.width * settings.sampling.height if draws else 0.0
     for name in quantizers(shelf):
-        held = base(size, name, family, shelf, settings.train.precision)
+        tabled = settings.speed.modulation == "table"
+        held = base(size, name, family, shelf, settings.train.precision, tabled=tabled)
         if held is None:
             continue
         yield Memory(
@@ -87,11 +110,16 @@ def _activations(plan: Plan, size: Size, case: Case) -> float:
     return size.running.checkpointed * size.length(case.tokens) + kept / size.blocks
 
 
-def host(plan: Plan, size: Size) -> float:
-    """Bytes of the machine's own memory on a GPU: the text encoder is read there before it is moved."""
+def host(plan: Plan, size: Size, family: Family) -> float:
+    """Bytes of the machine's own memory on a GPU: the text encoder is read there before it is moved, and modulation that
+    is worked out ahead stays there."""
     each = BYTES[plan.settings.train.precision]
     block = size.quantizable / size.blocks * each
-    return PYTHON + size.coder.parameters * 4 + max(size.text.parameters * each, 2 * block)
+    return (
+        PYTHON
+        + size.coder.parameters * 4
+        + max(size.text.parameters * each, 2 * block + _modulation(plan, size, family))
+    )
 
 
 def exported(plan: Plan, size: Size) -> float:
