@@ -29,7 +29,7 @@ def base(
 ) -> float | None:
     """Bytes of the frozen denoiser under a quantizer, the layers that the family spares under theirs.
 
-    Where modulation is `tabled`, its layers lie in host memory, and their answers for the batches ahead beside the rest.
+    Where modulation is `tabled`, its layers lie in host memory; their answers for the batches ahead take their place.
     """
     spared = family.spared.get(name, {})
 
@@ -111,8 +111,10 @@ def _activations(plan: Plan, size: Size, case: Case) -> float:
 
 
 def host(plan: Plan, size: Size, family: Family) -> float:
-    """Bytes of the machine's own memory on a GPU: the text encoder is read there before it is moved, and modulation that
-    is worked out ahead stays there."""
+    """Bytes of the machine's own memory on a GPU.
+
+    The text encoder is read there before it is moved, and modulation that is worked out ahead stays there.
+    """
     each = BYTES[plan.settings.train.precision]
     block = size.quantizable / size.blocks * each
     return (
