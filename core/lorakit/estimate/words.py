@@ -70,7 +70,7 @@ def _memory(made: Estimate) -> Iterator[str]:
 
 
 def _row(label: str, cells: list[str]) -> str:
-    return f"{label:<18}" + "".join(f" {cell:>10}" for cell in cells)
+    return f"{label:<19}" + "".join(f" {cell:>10}" for cell in cells)
 
 
 def _yes(made: Estimate, one: Memory) -> str:
