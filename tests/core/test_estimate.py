@@ -52,7 +52,8 @@ def test_memory_of_the_published_model(plan):
     assert held["int8"].training == pytest.approx(25e9, rel=0.02)
     assert held["int8"].text == pytest.approx(17.6e9, rel=0.01)
     assert made.file == pytest.approx(212e6, rel=0.01)
-    assert [made.fits(one) for one in made.memory] == [False, False, True, True]
+    fitting = {name: made.fits(one) for name, one in held.items() if name != "int8-fast"}
+    assert fitting == {"none": False, "int8": False, "int4": True, "int2": True}
     assert any("int8 does not fit 24 GB" in one.message for one in made.problems)
     assert not estimated(plan(), gpu="H100").problems
 
