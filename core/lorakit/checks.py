@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorakit import workflow
-from lorakit.dataset import Sizing, previewed
+from lorakit.dataset import Dataset, Sizing, previewed
 from lorakit.errors import ConfigError, ModelError
 from lorakit.family import Family, Variant
 from lorakit.plan import Plan
 from lorakit.problem import Problem
 from lorakit.registry import Part
 from lorakit.request import Request
-from lorakit.rules import Value
+from lorakit.single_file import header
+from lorakit.words import count
 
 TOY = "toy"
 
 NO_PICTURES = "no pictures are named: say --data FOLDER, or write [[data]] in the configuration"
 
 
-def core(plan: Plan, family: Family) -> Iterator[Problem]:
+def core(plan: Plan, family: Family, dataset: Dataset) -> Iterator[Problem]:
     """Problems that concern every family."""
+    yield from _captions(plan, family, dataset)
     yield from _data(plan)
     yield from _length(plan)
     yield from _sizes(plan, family)
     misfit = workflow.misfit(plan, family)
     if misfit:
         yield Problem(misfit, "error")
+
+
+def _captions(plan: Plan, family: Family, dataset: Dataset) -> Iterator[Problem]:
+    """Texts that are certainly cut: a word is at least one token, and two tokens mark beginning and end."""
+    if family.text_tokens is None:
+        return
+    texts = dict.fromkeys([*(sample.caption for sample in dataset.samples), *plan.settings.sampling.prompts])
+    long = [text for text in texts if len(re.findall(r"\w+", text)) > family.text_tokens - 2]
+    if long:
+        yield Problem(
+            f"{count(len(long), 'text')} of over {family.text_tokens - 2} words: "
+            f"the text encoder of {family.title} reads {family.text_tokens} tokens, and the rest is cut, as of "
+            f"'{long[0][:40]}…'"
+        )
 
 
 def _data(plan: Plan) -> Iterator[Problem]:
@@ -86,30 +104,76 @@ def _sizes(plan: Plan, family: Family) -> Iterator[Problem]:
         )
 
 
-def source(source: Value, family: Family, variant: Variant, request: Request) -> None:
-    """A local folder must hold every component; a hub name is checked when it is loaded."""
-    assert isinstance(source, str)
-    if source == TOY:
-        return
-    folder = Path(source).expanduser()
-    where = request.where("model.source")
-    if not folder.exists():
-        if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+def source(table: dict[str, Any], family: Family, variant: Variant, request: Request) -> None:
+    """A local folder must hold every component, and one file be a model of the family; hub names are checked later."""
+    source, config = table["model"]["source"], table["model"]["config"]
+    file = None if source == TOY else _local(source, request, "model.source")
+    if file is None or not file.is_file():
+        if config is not None:
+            _no_effect(request, "model.config", "only a model.source that is one file has its configuration elsewhere")
+        folder = file
+    else:
+        problem = family.file_problem(header(file, request.where("model.source")))
+        if problem:
             raise ModelError(
-                f"there is no model folder {source}",
-                where=where,
-                fix="Name a folder, a hub repository like owner/name, or toy.",
+                f"the model file {source} cannot be taught",
+                where=request.where("model.source"),
+                why=problem,
+                fix=f"Name another file, a model folder, or leave it out for {variant.source}.",
             )
-        return
+        folder = _local(config, request, "model.config")
+    if folder is not None:
+        _complete(folder, family, variant, request.where("model.source" if folder == file else "model.config"))
+        if folder == file:  # what is in one file may be marked to predict otherwise than its configuration says
+            _predicts(folder, table["scheduler"]["prediction"], request)
+
+
+def _local(name: str, request: Request, setting: str) -> Path | None:
+    """The file or folder called `name`; None where it may be a hub repository."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"there is no model folder or file {name}",
+            where=request.where(setting),
+            fix="Name a folder, a hub repository like owner/name, or toy.",
+        )
+    return None
+
+
+def _complete(folder: Path, family: Family, variant: Variant, where: str) -> None:
     needed = (*family.components, *variant.components)
     missing = [name for name in needed if not (folder / name).is_dir()]
     if missing:
         raise ModelError(
-            f"the model folder {source} lacks {', '.join(missing)}",
+            f"the model folder {folder} lacks {', '.join(missing)}",
             where=where,
             why=f"{family.title} needs the sub-folders {', '.join(needed)}",
             fix="Download the whole repository in diffusers layout.",
         )
+
+
+def _predicts(folder: Path, asked: str | None, request: Request) -> None:
+    """What the settings say that a model predicts must be what its own scheduler says, where that can be read now."""
+    try:
+        own = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))[
+            "prediction_type"
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # it is read again, and refused in words, when the model is loaded
+    if asked is not None and asked != own:
+        raise prediction_error(asked, own, request.where("scheduler.prediction"))
+
+
+def prediction_error(asked: str, own: str, where: str) -> ModelError:
+    """That settings and model disagree on what is predicted."""
+    return ModelError(
+        f"the model predicts {own}, and the settings say {asked}",
+        where=where,
+        why="the model's own scheduler_config.json is what it was trained with",
+        fix="Leave scheduler.prediction out, or mend prediction_type there if the file is wrong.",
+    )
 
 
 OPTIONAL = ("mean", "std", "shift", "prediction", "min_snr_gamma", "noise_offset")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from lorakit.buckets import Shape
 from lorakit.captions import CaptionAdvice
 from lorakit.dataset import Sizing
+from lorakit.single_file import Header
 from lorakit.sizes import Sizer
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Family(ABC):
     """Sampling settings to choose from, by name."""
     patch: ClassVar[int] = 1
     """Side, in latent pixels, of the square that becomes one token."""
+    text_tokens: ClassVar[int | None] = None
+    """Tokens of a caption that the text encoder reads, where that is few; the rest is cut."""
     caption_advice: ClassVar[CaptionAdvice | None] = None
     """How captions and prompts are best written, if the family has an opinion."""
     spared: ClassVar[Mapping[str, Mapping[str, str]]] = {}
@@ -165,6 +168,14 @@ class Family(ABC):
         width = math.sqrt(resolution * resolution * (size.width / size.height))
         height = width / (size.width / size.height)
         return Shape(max(32, round(width / 32) * 32), max(32, round(height / 32) * 32))
+
+    def file_problem(self, held: Header) -> str:
+        """Why a single file that holds these tensors is not a model of this family; empty where it is one."""
+        return f"{self.title} is read from folders in diffusers layout, not from single files"
+
+    def unpack(self, file: Path, config: Path, folder: Path) -> None:
+        """Write a single-file model as `folder` in diffusers layout, with the configuration of the folder `config`."""
+        raise NotImplementedError(f"{self.title} has no single files")
 
     def exported_name(self, component: str, layer: str) -> str:
         """What exported files call a layer of a component, before the names of its halves."""

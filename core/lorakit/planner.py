@@ -65,7 +65,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _fill_length(draft, dataset)
     _fill_previews(draft, family, dataset, sizing)
     _note_the_rest(draft)
-    checks.source(draft.table["model"]["source"], family, variant, request)
+    checks.source(draft.table, family, variant, request)
     checks.unread(draft.table, shelves.schedulers[draft.table["scheduler"]["name"]], variant, request)
     checks.modulation(draft.table, family, request)
     checks.recovery(draft.table["quantization"], request)
@@ -131,8 +131,10 @@ def _settle_one(draft: Draft, field: Field, said: Sequence[Voice]) -> None:
 def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
     settings, owner = draft.request.settings, f"family {family.name}"
     given = settings.model.source
-    if given and given != checks.TOY and Path(given).expanduser().is_dir():
+    if given and given != checks.TOY and Path(given).expanduser().exists():
         draft.table["model"]["source"] = _absolute(given)
+        if Path(given).expanduser().is_file():
+            _fill_config(draft, variant, owner)
     origin = draft.request.origins.get("preset")
     if origin and origin.by == "preset":
         draft.put(Choice("preset", settings.preset, owner, "the family's usual preset"))
@@ -168,6 +170,14 @@ def tables(given: Iterable[dict[str, Any]], trigger: str, resolution: int) -> tu
         }
         for one in given
     )
+
+
+def _fill_config(draft: Draft, variant: Variant, owner: str) -> None:
+    """Where the configuration of a model that is one file comes from."""
+    config = draft.request.settings.model.config
+    draft.fill("model.config", variant.source, owner, "the variant's published repository")
+    if config is not None and Path(config).expanduser().exists():
+        draft.table["model"]["config"] = _absolute(config)
 
 
 def _fill_conditioning(draft: Draft, variant: Variant, owner: str) -> None:
@@ -277,7 +287,7 @@ def _problems(
     notes: Sequence[str],
 ) -> Iterable[Problem]:
     yield from (Problem(note) for note in (*notes, *dataset.notes))
-    yield from checks.core(plan, family)
+    yield from checks.core(plan, family, dataset)
     settings = plan.settings
     parts = (
         shelves.schedulers[settings.scheduler.name],

@@ -26,8 +26,13 @@ class Model(Section):
 
     source: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="Hub repository, local model folder, or `toy` for the family's small built-in model. "
-        "Default: the variant's published repository.",
+        description="Hub repository, local model folder, one safetensors file where the family reads such, or `toy` "
+        "for the family's small built-in model. Default: the variant's published repository.",
+    )
+    config: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Model folder, or hub repository, with the configuration and tokenizers of a `source` that is one "
+        "file. Default: the variant's published repository.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Where to train; `auto` takes a GPU where there is one."

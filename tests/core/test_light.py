@@ -30,7 +30,7 @@ assert kit.shelves.families
 
 @pytest.mark.parametrize(
     "code",
-    ["import lorakit", "from lorakit import *", "import lorakit_qwen, lorakit_presets", PLAN],
+    ["import lorakit", "from lorakit import *", "import lorakit_qwen, lorakit_sdxl, lorakit_presets", PLAN],
     ids=["import", "names", "plugins", "plan"],
 )
 def test_nothing_heavy_is_imported(code, pictures):

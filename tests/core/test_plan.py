@@ -115,7 +115,7 @@ def test_a_text_encoder_that_cannot_be_trained_is_refused(kit, asked):
 
 
 def test_a_model_folder_must_exist_and_hold_every_part(kit, asked, tmp_path):
-    with pytest.raises(ModelError, match=r"no model folder \./nothing.*the call"):
+    with pytest.raises(ModelError, match=r"no model folder or file \./nothing.*the call"):
         kit.plan({**asked, "model": {"source": "./nothing"}})
     (tmp_path / "model" / "vae").mkdir(parents=True)
     with pytest.raises(ModelError, match=r"lacks transformer.*the call"):

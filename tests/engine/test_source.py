@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import huggingface_hub
 import pytest
 import torch
@@ -91,3 +93,11 @@ def test_a_broken_component_is_named(toy, tmp_path, name):
         (folder / file.name).write_bytes(data[: len(data) // 2] if file.name == name else data)
     with pytest.raises(ModelError, match=r"transformer of mine cannot be loaded.*is complete"):
         Source(tmp_path, "mine", torch.float32).load(QwenImageTransformer2DModel, "transformer")
+
+
+def test_a_model_that_is_gone_is_not_looked_for_on_the_hub(make_plan, family, toy, tmp_path):
+    moved = shutil.copytree(toy, tmp_path / "model")
+    plan = make_plan(model={"source": str(moved)})
+    shutil.rmtree(moved)
+    with pytest.raises(ModelError, match=r"the model .*/model is gone"):
+        locate(plan, family)

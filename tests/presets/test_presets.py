@@ -10,7 +10,8 @@ from lorakit import Kit
 from lorakit.config import leaves, read_toml, schema
 
 KIT = Kit()
-NAMES = ("qwen/character", "qwen/toy")
+SDXL = ("character", "character-16gb", "character-48gb", "character-text", "style", "toy")
+NAMES = ("qwen/character", "qwen/toy", *(f"sdxl/{name}" for name in SDXL))
 
 
 def test_these_presets_are_shipped():

@@ -12,13 +12,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lorakit.checks import prediction_error
 from lorakit.engine.schedulers import Sampler, over
 from lorakit.errors import ModelError
 from lorakit.family import FlowShift
 from lorakit.planned import PlannedScheduler
 
 Prediction = Literal["epsilon", "v_prediction"]
-ALMOST_NOTHING = 2.0**-24  # what diffusers leaves of the picture at the last level of a zero-terminal-SNR schedule
+ALMOST_NOTHING = 2.0**-24  # what diffusers' sampler leaves of the picture where its schedule leaves nothing
 
 
 class Ddpm:
@@ -60,7 +61,9 @@ class Ddpm:
             return torch.ones(len(t), device=t.device)
         kept = self.kept.to(t.device)[t.long()]
         snr = kept / (1 - kept)
-        return snr.clamp(max=gamma) / (snr if self.prediction == "epsilon" else snr + 1)
+        if self.prediction == "epsilon":
+            return (gamma / snr).clamp(max=1.0)  # also where nothing of the picture is left
+        return snr.clamp(max=gamma) / (snr + 1)
 
     def sampler(self, steps: int, tokens: int, shift: float | None = None) -> Sampler:
         """Euler's method, spaced as the model's scheduler says."""
@@ -75,6 +78,7 @@ class Euler:
     """Euler's method in the scale of x_0 + sigma noise, where sigma is b / a; equal to EulerDiscreteScheduler."""
 
     def __init__(self, kept: Tensor, prediction: Prediction, config: Mapping[str, Any], steps: int) -> None:
+        kept = kept.clamp(min=ALMOST_NOTHING)
         sigmas = ((1 - kept) / kept).sqrt()
         at, self._spacing = _spaced(steps, len(kept), config)
         low = at.floor().long().clamp(max=len(kept) - 1)
@@ -108,6 +112,12 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     """How much of the picture's variance is left at each level, (1000,), from a scheduler_config.json."""
     number, kind = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "scaled_linear")
     first, last = float(config.get("beta_start", 0.00085)), float(config.get("beta_end", 0.012))
+    if config and "beta_schedule" not in config:
+        raise ModelError(
+            f"the model's scheduler is {config.get('_class_name', 'of an unknown kind')}",
+            why="it has no beta_schedule, so the model was not trained with this objective",
+            fix="Use a model that was; its scheduler_config.json says so.",
+        )
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
     elif kind == "scaled_linear":
@@ -126,10 +136,9 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
 def _without_terminal_signal(kept: Tensor) -> Tensor:
     """The schedule stretched so that nothing of the picture is left at its end (arXiv 2305.08891, algorithm 1)."""
     root = kept.sqrt()
-    stretched = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    kept = stretched**2
-    kept[-1] = ALMOST_NOTHING
-    return kept
+    kept = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    betas = 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])  # and back, for diffusers rounds so
+    return torch.cumprod(1 - betas, 0)
 
 
 def _prediction(asked: Prediction | None, config: Mapping[str, Any]) -> Prediction:
@@ -137,12 +146,7 @@ def _prediction(asked: Prediction | None, config: Mapping[str, Any]) -> Predicti
     if own not in get_args(Prediction):
         raise ModelError(f"the model predicts '{own}'", why="its scheduler_config.json says so", fix="Choose another.")
     if asked is not None and asked != own:
-        raise ModelError(
-            f"the model predicts {own}, and the settings say {asked}",
-            where="scheduler.prediction",
-            why="the model's own scheduler_config.json is what it was trained with",
-            fix="Leave the setting out, or mend prediction_type there if the file is wrong.",
-        )
+        raise prediction_error(asked, own, "scheduler.prediction")
     found: Prediction = own
     return found
 

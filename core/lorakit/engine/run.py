@@ -27,6 +27,7 @@ from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
 from lorakit.engine.quantizers import Calibrated
 from lorakit.engine.run_folder import alone, claim, discard, is_complete, recorded, refuse_if_taken
+from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.source import cache_folder, locate
 from lorakit.errors import LorakitError, RunError, TrainingError
 from lorakit.events import (
@@ -119,24 +120,25 @@ class Run:
     def _work(self, start: int) -> Generator[Event, None, None]:
         cache = Cache(cache_folder(self.plan))
         context = Context(self.plan, self.family, self.shelves, self.source, cache, self.device, self.control)
+        scheduler = make_scheduler(context)  # first, for a model of another objective is refused here
         material = yield from gather(context)
         context.check()
         self.model = yield from load_model(context, material.encoder)
         self.context, self.dataset = context, material.dataset
         self.denoiser, self.adapter = self.model.denoiser, self.model.adapter
-        trainer = self._trainer(material, start)
+        trainer = self._trainer(material, scheduler, start)
         yield from self._calibrate(trainer, material)
         painter = self._painter(material)
         yield from self._train(trainer, material, painter)
         yield from self._finish(trainer, painter)
 
-    def _trainer(self, material: Material, start: int) -> Trainer:
+    def _trainer(self, material: Material, scheduler: Scheduler, start: int) -> Trainer:
         groups = [part.group for part in self.adapter.parts]
         trainer = Trainer(
             self.plan,
             self.denoiser,
             self.adapter,
-            make_scheduler(self.context),
+            scheduler,
             self.optimizer_part.resolve()(groups, self.plan.settings.optimizer),
             self.family.patch,
             self.context.source.dtype,

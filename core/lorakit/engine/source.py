@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorakit.checks import TOY
+from lorakit.engine.cache import Cache
 from lorakit.engine.parts import Source
 from lorakit.errors import ModelError, RunError
 from lorakit.family import Family
 from lorakit.plan import Plan
 from lorakit.version import __version__
 
+# pickles, and the same weights again for other frameworks
+PASSED_OVER = ("*.bin", "*.pt", "*.ckpt", "*.msgpack", "*.onnx", "*.onnx_data", "*.xml")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -25,9 +30,15 @@ def locate(plan: Plan, family: Family) -> Source:
     name, dtype = plan.settings.model.source, DTYPES[plan.settings.train.precision]
     if name == TOY:
         return Source(_toy(plan, family), f"the toy model of {family.title}", dtype)
-    folder = Path(name).expanduser().absolute()
-    if folder.is_dir():
-        return Source(folder, str(folder), dtype)
+    path = Path(name).expanduser().absolute()
+    if path.is_file():
+        return Source(_unpacked(path, plan, family), str(path), dtype)
+    if path.is_dir():
+        return Source(path, str(path), dtype)
+    if Path(name).is_absolute():
+        raise ModelError(
+            f"the model {name} is gone", why="it was there when the run was planned", fix="Put it back where it was."
+        )
     variant = family.variants[plan.settings.variant]
     return Source(_download(name, (*family.components, *variant.components)), name, dtype)
 
@@ -55,34 +66,57 @@ def cache_folder(plan: Plan) -> Path:
 
 def _toy(plan: Plan, family: Family) -> Path:
     folder = cache_folder(plan) / "toys" / f"{family.name}-{plan.settings.variant}-{__version__}"
+    return _made(folder, lambda aside: family.toy(aside, plan.settings.variant))
+
+
+def _unpacked(file: Path, plan: Plan, family: Family) -> Path:
+    """A single-file model as a folder, made once for each content of the file and of its configuration."""
+    variant, files = family.variants[plan.settings.variant], Cache(cache_folder(plan)).files
+    name = plan.settings.model.config or variant.source
+    config = Path(name).expanduser().absolute()
+    if not config.is_dir():
+        config = _download(name, (*family.components, *variant.components), (".json", ".txt"), "model.config")
+    about = sorted(path for path in config.rglob("*") if path.suffix in (".json", ".txt") and path.is_file())
+    known = [files.of(file), __version__, *(f"{path.relative_to(config)} {files.of(path)}" for path in about)]
+    files.save()
+    digest = hashlib.sha256("\n".join(known).encode()).hexdigest()
+    return _made(cache_folder(plan) / "models" / digest[:32], lambda aside: family.unpack(file, config, aside))
+
+
+def _made(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once, whole or not at all."""
     if not (folder / "complete").exists():
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            aside = folder.with_name(f".{folder.name}.{os.getpid()}")
             aside.mkdir(parents=True, exist_ok=True)
-            family.toy(aside, plan.settings.variant)
+            make(aside)
             (aside / "complete").touch()
             shutil.rmtree(folder, ignore_errors=True)
             aside.replace(folder)
         except OSError as error:
             raise RunError(f"{folder} cannot be written", where="output", why=str(error)) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
-def _download(name: str, components: tuple[str, ...]) -> Path:
+def _download(
+    name: str, components: tuple[str, ...], endings: tuple[str, ...] = ("",), where: str = "model.source"
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [f"{component}/*" for component in components]
+    patterns = [f"{component}/*{ending}" for component in components for ending in endings]
     # the bases are the HTTP library's own errors, whichever library it is: a connection cut in the middle
     failures: Any = (*HfHubHTTPError.__bases__, HFValidationError, LocalEntryNotFoundError, OSError)
     try:
         return Path(
-            snapshot_download(name, allow_patterns=["model_index.json", *patterns], ignore_patterns=["*.bin", "*.pt"])
+            snapshot_download(name, allow_patterns=["model_index.json", *patterns], ignore_patterns=list(PASSED_OVER))
         )
     except failures as error:
         raise ModelError(
             f"the hub repository {name} cannot be fetched",
-            where="model.source",
+            where=where,
             why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
             fix="Check the name and the connection, sign in with `hf auth login` if it is gated, or name a folder.",
         ) from error
