@@ -1,4 +1,4 @@
-"""Train the toy model of the SDXL family: `python tests/toys/train_sdxl.py OUT`.
+"""Train the toy model of the SDXL family: `python -m tests.toys.train_sdxl OUT`.
 
 As `train_qwen.py` does for its family: a small diffusers pipeline folder of the real classes, seeded and counted in
 updates, that draws the world of `lorakit.testing.shapes`. The tokenizers are trained on the words of the captions, the
