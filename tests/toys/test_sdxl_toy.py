@@ -71,6 +71,7 @@ def test_the_script_trains(made):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 def test_its_pictures_follow_their_captions_more_than_by_chance(pipeline):
     scenes = shapes.plain_scenes()
     pictures = train_sdxl.sample(pipeline, [scene.caption for scene in scenes], seed=4)
