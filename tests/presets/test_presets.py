@@ -10,7 +10,11 @@ from lorakit import Kit
 from lorakit.config import leaves, read_toml, schema
 
 KIT = Kit()
-NAMES = ("qwen/character", "qwen/toy")
+NAMES = (
+    *(f"flux/{name}" for name in ("character", "character-16gb", "character-24gb", "character-48gb", "kontext")),
+    *(f"flux/{name}" for name in ("schnell", "style", "toy")),
+    *("qwen/character", "qwen/toy"),
+)
 
 
 def test_these_presets_are_shipped():

@@ -125,7 +125,7 @@ class Progress:
         self.console.print(line, style=style, markup=False, soft_wrap=True)
 
     def _start(self, event: PhaseStarted) -> None:
-        if event.phase == "cache text":
+        if event.phase != "index":  # which waits for no model library
             hush()
         if self._task is not None:
             self._bars.remove_task(self._task)

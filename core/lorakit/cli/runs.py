@@ -86,7 +86,7 @@ class _JsonLines:
     def __call__(self, event: Event) -> None:
         from lorakit.events import PhaseStarted
 
-        if isinstance(event, PhaseStarted) and event.phase == "cache text":
+        if isinstance(event, PhaseStarted) and event.phase != "index":
             hush()
         click.echo(event.to_json())
 
