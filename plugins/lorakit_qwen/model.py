@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from lorakit.engine.parts import Batch, Source, Text
+from lorakit.engine.tokens import pack, unpack
 from lorakit.plan import Plan
 from lorakit_qwen.pictures import load_pictures
 
@@ -134,14 +135,3 @@ class QwenDenoiser:
         combined = negative + scale * (positive - negative)
         rescaled = combined * (positive.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
         return unpack(rescaled, height, width)
-
-
-def pack(latents: Tensor) -> Tensor:
-    """(B, C, H, W) to tokens (B, H/2 * W/2, C * 4), the four pixels of a token last."""
-    return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The reverse, for latents of `height` by `width`."""
-    grid = tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2)
-    return nn.functional.pixel_shuffle(grid, 2)

@@ -10,8 +10,13 @@ from lorakit import Kit
 from lorakit.config import leaves, read_toml, schema
 
 KIT = Kit()
+FLUX = ("character", "character-16gb", "character-24gb", "character-48gb", "kontext", "schnell", "style", "toy")
 SDXL = ("character", "character-16gb", "character-48gb", "character-text", "style", "toy")
-NAMES = ("qwen/character", "qwen/toy", *(f"sdxl/{name}" for name in SDXL))
+NAMES = (
+    *(f"flux/{name}" for name in FLUX),
+    *("qwen/character", "qwen/toy"),
+    *(f"sdxl/{name}" for name in SDXL),
+)
 
 
 def test_these_presets_are_shipped():

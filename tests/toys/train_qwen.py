@@ -1,4 +1,4 @@
-"""Train the toy model of the Qwen family: `python tests/toys/train_qwen.py OUT`.
+"""Train the toy model of the Qwen family: `python -m tests.toys.train_qwen OUT`.
 
 The result is a small diffusers pipeline folder of the real classes whose pictures follow their captions.
 Everything is seeded and counted in updates, never in seconds, so that anyone can make it again. The world
@@ -15,17 +15,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import random
-import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import torch.nn.functional as functional
 from diffusers import (
@@ -46,12 +42,9 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from lorakit.testing import examples, shapes
-
-Size = tuple[int, int]
-SIDE = shapes.SIDE
-SIZES: dict[Size, float] = {(SIDE, SIDE): 0.7, (SIDE + 16, SIDE - 16): 0.15, (SIDE - 16, SIDE + 16): 0.15}
-CODER_SIDE = 64  # more than the denoiser's, so that the smallest shapes are sharp too
+from lorakit.testing import shapes
+from tests.toys import learning
+from tests.toys.learning import SIDE, Report, Size, by_length, flow_times, follow, rate, step
 
 
 @dataclass(frozen=True)
@@ -88,14 +81,6 @@ SPECIAL_TOKENS = """
     <|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
     <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>
 """.split()  # noqa: SIM905 - a table of words reads better as words
-WORDS = """
-    a an the of in on at and with it its small large big tiny left right top bottom center middle
-    background red orange yellow green cyan blue purple white black gray magenta pink brown color
-    circle square triangle cross diamond star ring face smile shape dot heart line
-    sks ohwx zwx xyz lora concept style character person man woman dog cat toy photo picture image drawing
-    portrait smiling happy full body standing high quality low blurry photorealistic artifacts
-    Picture make turn change into remove add instead replace move to from
-""".split()  # noqa: SIM905 - as above
 
 
 def make_tokenizer(vocabulary: int = 1200) -> Qwen2Tokenizer:
@@ -128,14 +113,11 @@ def make_tokenizer(vocabulary: int = 1200) -> Qwen2Tokenizer:
 
 
 def _sentences() -> Iterator[str]:
-    chance = random.Random(0)
     for _ in range(60):
         for prompt in PREFIX_TOKENS:
             yield from prompt.replace("<|im_start|>", "<|im_end|>").split("<|im_end|>")
         yield from (" assistant\n", "assistant\n", "user\n")
-    for _ in range(2000):
-        yield " ".join(chance.sample(WORDS, 8))
-        yield ", ".join(chance.sample(WORDS, 4))
+    yield from learning.sentences()
 
 
 def make_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
@@ -197,8 +179,7 @@ def save_processor(tokenizer: Qwen2Tokenizer, folder: Path) -> None:
 
 def to_pixels(images: Iterable[Image.Image]) -> Tensor:
     """Stack pictures of one size as (B, 3, 1, H, W) in -1..1."""
-    stack = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return stack.permute(0, 3, 1, 2).unsqueeze(2).float() / 127.5 - 1
+    return learning.to_pixels(images).unsqueeze(2)
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
@@ -233,11 +214,7 @@ def make_coder() -> AutoencoderKLQwenImage:
 
 def train_coder(coder: AutoencoderKLQwenImage, recipe: Recipe) -> None:
     """Teach the coder to show scenes and any other pictures; half of each."""
-    chance = random.Random(recipe.seed)
-    half = recipe.coder_pictures // 2
-    size = (CODER_SIDE, CODER_SIDE)
-    scenes = [shapes.random_scene(chance).draw(chance, size) for _ in range(half)]
-    pictures = to_pixels(scenes + [shapes.random_picture(chance, size) for _ in range(half)])
+    pictures = to_pixels(learning.coder_pictures(random.Random(recipe.seed), recipe.coder_pictures))
     optimizer = torch.optim.AdamW(coder.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     report = Report("image coder", recipe.coder_updates)
     coder.train()
@@ -249,7 +226,7 @@ def train_coder(coder: AutoencoderKLQwenImage, recipe: Recipe) -> None:
         shown = coder.decode(code + 0.05 * torch.randn_like(code)).sample
         error = shown - pixels
         loss = error.square().mean() + 0.1 * error.abs().mean() + 1e-4 * code.square().mean()
-        _step(coder, optimizer, loss, _rate(recipe.coder_rate, update, recipe.coder_updates))
+        step(coder, optimizer, loss, rate(recipe.coder_rate, update, recipe.coder_updates))
         report(update, error.square().mean())
     _fix_posterior(coder)
     coder.eval()
@@ -258,10 +235,7 @@ def train_coder(coder: AutoencoderKLQwenImage, recipe: Recipe) -> None:
 
 
 def _crops(pictures: Tensor, part: float) -> Tensor:
-    side = int(pictures.shape[-1] * part)
-    top, left = (int(torch.randint(pictures.shape[-1] - side + 1, ())) for _ in range(2))
-    crops = pictures[..., top : top + side, left : left + side]
-    return crops.contiguous(memory_format=torch.channels_last_3d)  # a third faster
+    return learning.crops(pictures, part).contiguous(memory_format=torch.channels_last_3d)  # a third faster
 
 
 def _fix_posterior(coder: AutoencoderKLQwenImage) -> None:
@@ -288,8 +262,8 @@ def encode(coder: AutoencoderKLQwenImage, pixels: Tensor) -> Tensor:
 def reconstruction(coder: AutoencoderKLQwenImage, images: list[Image.Image]) -> float:
     """The peak signal-to-noise ratio of pictures that went through the coder, in decibels."""
     pixels = to_pixels(images)
-    shown = coder.decode(encode(coder, pixels)).sample.clamp(-1, 1)
-    return 10 * math.log10(4 / (shown - pixels).square().mean().item())
+    shown = coder.decode(encode(coder, pixels)).sample
+    return learning.psnr(pixels, shown)
 
 
 # Denoiser ------------------------------------------------------------------------------------------------
@@ -337,10 +311,7 @@ class Group:
 def draw_groups(pipeline: QwenImagePipeline, recipe: Recipe) -> list[Group]:
     """Draw the captioned pictures, measure their latents, and sort them into groups."""
     chance = random.Random(recipe.seed + 1)
-    drawn: dict[Size, list[shapes.Scene]] = {
-        size: [shapes.random_scene(chance) for _ in range(int(part * recipe.denoiser_pictures))]
-        for size, part in SIZES.items()
-    }
+    drawn = learning.draw_scenes(chance, recipe.denoiser_pictures)
     coder = pipeline.vae
     raw = {
         size: encode(coder, to_pixels(scene.draw(chance, size) for scene in scenes)) for size, scenes in drawn.items()
@@ -350,17 +321,10 @@ def draw_groups(pipeline: QwenImagePipeline, recipe: Recipe) -> list[Group]:
     groups = []
     for size, scenes in drawn.items():
         packed, grid = pack(pipeline, raw[size])
-        for chosen in _by_length([words[scene.caption] for scene in scenes]):
+        for chosen in by_length([words[scene.caption] for scene in scenes]):
             captions = torch.stack([words[scenes[index].caption] for index in chosen])
             groups.append(Group(grid, packed[chosen], captions))
     return groups
-
-
-def _by_length(texts: list[Tensor]) -> list[list[int]]:
-    found: dict[int, list[int]] = defaultdict(list)
-    for index, text in enumerate(texts):
-        found[len(text)].append(index)
-    return list(found.values())
 
 
 @torch.no_grad()
@@ -397,8 +361,8 @@ def train_denoiser(pipeline: QwenImagePipeline, recipe: Recipe) -> None:
         if update % 10 == 0:  # guidance needs to know what a picture without a caption is
             captions = nothing[update // 10 % 2].expand(recipe.denoiser_batch, -1, -1)
         loss = flow_loss(denoiser, group.latents[chosen], captions, group.grid)
-        _step(denoiser, optimizer, loss, _rate(recipe.denoiser_rate, update, recipe.denoiser_updates))
-        _follow(average, denoiser, min(0.998, (1 + update) / (10 + update)))
+        step(denoiser, optimizer, loss, rate(recipe.denoiser_rate, update, recipe.denoiser_updates))
+        follow(average, denoiser, min(0.998, (1 + update) / (10 + update)))
         report(update, loss)
     pipeline.transformer.load_state_dict(average.state_dict())
     denoiser.eval()
@@ -407,8 +371,7 @@ def train_denoiser(pipeline: QwenImagePipeline, recipe: Recipe) -> None:
 def flow_loss(denoiser: nn.Module, clean: Tensor, captions: Tensor, grid: Size) -> Tensor:
     """The flow-matching loss; half of the times are uniform, half are drawn to the middle."""
     count = len(clean)
-    uniform, middle = torch.rand(count), torch.randn(count).sigmoid()
-    times = torch.where(torch.arange(count) % 2 == 0, uniform, middle).clamp(1e-3, 1)
+    times = flow_times(count)
     noise, mix = torch.randn_like(clean), times.view(-1, 1, 1)
     predicted = denoiser(
         hidden_states=(1 - mix) * clean + mix * noise,
@@ -419,47 +382,6 @@ def flow_loss(denoiser: nn.Module, clean: Tensor, captions: Tensor, grid: Size) 
         return_dict=False,
     )[0]
     return (predicted - (noise - clean)).square().mean()
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, keep: float) -> None:
-    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - keep)
-
-
-# Shared by both trainings --------------------------------------------------------------------------------
-
-
-def _rate(peak: float, update: int, updates: int) -> float:
-    """A short rise, then a cosine down to a hundredth."""
-    rise = min(1.0, (update + 1) / 50)
-    return peak * rise * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * update / updates)))
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-
-
-class Report:
-    """Prints the mean loss now and then."""
-
-    def __init__(self, name: str, updates: int, every: int = 100) -> None:
-        self.name, self.updates, self.every = name, updates, every
-        self.losses: list[float] = []
-        self.start = time.perf_counter()
-
-    def __call__(self, update: int, loss: Tensor) -> None:
-        """Note one loss, and print the mean of the latest ones when it is time."""
-        self.losses.append(loss.item())
-        if (update + 1) % self.every == 0:
-            mean = float(np.mean(self.losses[-self.every :]))
-            seconds = time.perf_counter() - self.start
-            print(f"{self.name} {update + 1}/{self.updates}: {mean:.5f}, {seconds:.0f} s", flush=True)
 
 
 # All of it -----------------------------------------------------------------------------------------------
@@ -482,22 +404,20 @@ def save(pipeline: QwenImagePipeline, folder: Path) -> None:
     """Write the folder in half precision, readable for everybody."""
     copy.deepcopy(pipeline).to(torch.float16).save_pretrained(folder)
     save_processor(pipeline.tokenizer, folder / "processor")
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only the owner can read
+    learning.readable(folder)
 
 
 def examine(folder: Path, seeds: Iterable[int] = (1, 2)) -> dict[str, object]:
     """Load the folder as users do, ask for every colour and shape, and say how many pictures are right."""
     pipeline = QwenImagePipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    scenes = shapes.plain_scenes()
-    chance = random.Random(99)
-    concept = [example.image.resize((SIDE, SIDE), Image.Resampling.BOX) for example in examples.concept_examples()]
+    drawn, concept = learning.exam_pictures()
     found: dict[str, object] = {
-        "size_mb": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 2),
-        "psnr_scenes": round(reconstruction(pipeline.vae, [scene.draw(chance) for scene in scenes]), 1),
+        "size_mb": learning.size_mb(folder),
+        "psnr_scenes": round(reconstruction(pipeline.vae, drawn), 1),
         "psnr_concept": round(reconstruction(pipeline.vae, concept), 1),
     }
+    scenes = shapes.plain_scenes()
     for seed in seeds:
         images = sample(pipeline, [scene.caption for scene in scenes], seed)
         found[f"accuracy_seed_{seed}"] = round(shapes.accuracy(images, scenes), 3)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lorakit.testing import examples, shapes
-from tests.toys.train_qwen import WORDS, Report
+from tests.toys.learning import WORDS, Report
 
 Size = tuple[int, int]
 SIDE = shapes.SIDE
