@@ -47,6 +47,7 @@ NODES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
         },
         ("CONDITIONING",),
     ),
+    "ReferenceLatent": ({"conditioning": "CONDITIONING", "latent?": "LATENT"}, ("CONDITIONING",)),
     "FluxGuidance": ({"conditioning": "CONDITIONING", "guidance": float}, ("CONDITIONING",)),
     "CLIPTextEncode": ({"text": str, "clip": "CLIP"}, ("CONDITIONING",)),
     "ConditioningZeroOut": ({"conditioning": "CONDITIONING"}, ("CONDITIONING",)),

@@ -7,6 +7,7 @@ A family brings templates as data: workflows in ComfyUI's API format whose input
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from lorakit.captions import with_trigger
 from lorakit.errors import PluginError
-from lorakit.family import Family
+from lorakit.family import Family, FlowShift
 from lorakit.plan import Plan
 from lorakit.words import count
 
@@ -80,14 +81,21 @@ def values(plan: Plan, family: Family) -> dict[str, Value | None]:
         "height": sampling.height,
     }
     variant = family.variants[settings.variant]
-    if sampling.shift is not None:
-        found["shift"] = sampling.shift
-    elif variant.flow_shift is not None:  # the side of a token is the side multiple
-        tokens = sampling.width * sampling.height // family.side_multiple**2
-        found["shift"] = round(variant.flow_shift.at(tokens), 2)
+    if variant.flow_shift is not None:
+        found |= _shift(variant.flow_shift, sampling.shift, sampling.width * sampling.height // family.side_multiple**2)
     pictures = [Path(one).name for one in _references(plan)]
     found |= dict.fromkeys((f"reference{place}" for place in range(1, variant.references + 1)), None)
     return found | {f"reference{place}": picture for place, picture in enumerate(pictures, 1)}
+
+
+def _shift(formula: FlowShift, fixed: float | None, tokens: int) -> dict[str, Value | None]:
+    """The shift of the noise levels as a factor, and as a line over image tokens, which is level where it is `fixed`.
+
+    The side of a token is taken to be the side multiple.
+    """
+    ends = (formula.base_shift, formula.max_shift) if fixed is None else (math.log(fixed),) * 2
+    factor = round(formula.at(tokens), 2) if fixed is None else fixed
+    return {"shift": factor, "base_shift": round(ends[0], 4), "max_shift": round(ends[1], 4)}
 
 
 def fill(nodes: Nodes, given: Mapping[str, Value | None], own: Mapping[str, Value], path: Path) -> Nodes:

@@ -93,6 +93,7 @@ class Flux(Family):
     side_multiple = 16
     toy_resolution = 48
     toy_folder = Path(__file__).parent / "toy"
+    workflows = Path(__file__).parent / "workflows"
     patch = 2
     base_model_version = "flux1"
     known_as: ClassVar = {

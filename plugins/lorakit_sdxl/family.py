@@ -69,6 +69,7 @@ class Sdxl(Family):
     side_multiple = 16
     toy_resolution = 48
     toy_folder = TOY
+    workflows = Path(__file__).parent / "workflows"
     layout = "kohya"
     base_model_version = "sdxl_base_v1-0"
     known_as: ClassVar = {
