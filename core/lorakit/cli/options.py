@@ -59,4 +59,14 @@ def layers(file: Path | None, sets: Sequence[str], options: dict[str, Any]) -> l
         found.append(Layer({"model": {"source": options["source"]}}, "--source"))
     if options.get("data"):
         found.append(Layer({"data": [{"folder": folder} for folder in options["data"]]}, "--data"))
-    return found + [Layer(config.parse_set(text), f"--set {text}") for text in sets]
+    return found + changes(sets)
+
+
+def changes(sets: Sequence[str]) -> list[Layer]:
+    """What each `--set` says."""
+    if not sets:
+        return []
+    from lorakit import config
+    from lorakit.config import Layer
+
+    return [Layer(config.parse_set(text), f"--set {text}") for text in sets]
