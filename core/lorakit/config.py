@@ -102,6 +102,11 @@ def build(layers: Sequence[Layer]) -> Request:
     return Request(settings, origins, tuple(dict.fromkeys(notes)))
 
 
+def over(base: Layer, changes: Sequence[Layer], family: Family) -> Request:
+    """The request of a base that is already complete with changes over it; a recipe that they name comes between."""
+    return build([base, *_recipe(changes, family), *changes])
+
+
 def schema() -> str:
     """The JSON schema of a run's TOML, for editors."""
     table = Settings.model_json_schema()

@@ -10,6 +10,8 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from lorakit import jsontext
+
 VERSION = 1  # of the JSON form
 
 Phase = Literal["index", "cache text", "cache images", "load", "quantize", "calibrate", "recover", "train", "save"]
@@ -28,7 +30,7 @@ class Event:
     @staticmethod
     def from_json(line: str) -> Event:
         """The event that `to_json` wrote."""
-        table: dict[str, Any] = json.loads(line)
+        table = jsontext.table(line)
         kind = KINDS[table.pop("event")]
         table.pop("version", None)
         names = {one.name for one in fields(kind)}
@@ -37,13 +39,14 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """A run begins, or goes on from `resumed_from` updates."""
+    """A run begins, or goes on from `resumed_from` updates; `changed` are settings that its plan has anew."""
 
     folder: str
     name: str
     device: str
     versions: tuple[tuple[str, str], ...] = ()
     resumed_from: int = 0
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

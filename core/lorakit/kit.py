@@ -105,17 +105,31 @@ class Kit:
     def train(self, plan: Plan, control: Control | None = None) -> Iterator[Event]:
         """Carry the plan out; the run stops, saved, when the iterator is closed or `control.stop()` is called."""
         _refuse(plan.errors)
-        from lorakit.engine.run import train
+        from lorakit.engine.starts import train
 
         return self._observed(plan, train(plan, self.shelves, control or Control()))
 
-    def resume(self, folder: Path, control: Control | None = None) -> Iterator[Event]:
-        """Go on with the run in `folder` from its newest checkpoint."""
-        from lorakit.engine.run import resume
-        from lorakit.engine.run_folder import read_plan
+    def resume(self, folder: Path, control: Control | None = None, changes: Iterable[Layer] = ()) -> Iterator[Event]:
+        """Go on with the run in `folder` from its newest whole checkpoint.
 
-        plan = read_plan(folder)
-        return self._observed(plan, resume(folder, plan, self.shelves, control or Control()))
+        `changes` are planned anew over what the run was planned with; RunError names what may not change.
+        """
+        from lorakit.engine.run_folder import read_plan
+        from lorakit.engine.starts import resume
+
+        plan, told = self._changed(read_plan(folder), tuple(changes))
+        return self._observed(plan, resume(folder, plan, self.shelves, control or Control(), told))
+
+    def _changed(self, plan: Plan, changes: Sequence[Layer]) -> tuple[Plan, tuple[str, ...]]:
+        """The plan with changes, and each of them in words."""
+        if not changes:
+            return plan, ()
+        from lorakit.changes import asked_again, compared
+
+        family = self.shelves.families.find(plan.settings.family, "the plan")
+        made, told = compared(plan, self.plan(asked_again(plan, changes, family)))
+        _refuse(made.errors)
+        return made, told
 
     def recover(
         self,

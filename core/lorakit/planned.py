@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorakit.settings import Data, Lora, Model, Quantization, Sampling, Scheduler, Settings, TextEncoder, Train
+from lorakit.settings import Data, Lora, Model, Name, Quantization, Sampling, Scheduler, Settings, TextEncoder, Train
 
 
 class PlannedModel(Model):
@@ -69,7 +69,7 @@ class Planned(Settings):
     """Every setting of a run, decided."""
 
     variant: str
-    name: str
+    name: Name
     model: PlannedModel
     data: tuple[PlannedData, ...]
     lora: PlannedLora

@@ -53,6 +53,7 @@ def test_a_run_from_pictures_to_proof(kit, make_plan, of_kind):
         "plan.json",
         "events.jsonl",
         "run.safetensors",
+        "run.workflow.api.json",
         "samples/000002-0.png",
         "samples/000004-0.png",
         "samples/strengths.png",

@@ -55,7 +55,6 @@ def request(kit: Kit, options: dict[str, Any]) -> Request:
 
 def layers(kit: Kit, file: Path | None, sets: Sequence[str], options: dict[str, Any]) -> list[Layer]:
     """One layer for each place in which something was said, the strongest last."""
-    from lorakit import config
     from lorakit.config import Layer
 
     found = _file(kit, file, options) if file else []
@@ -66,7 +65,7 @@ def layers(kit: Kit, file: Path | None, sets: Sequence[str], options: dict[str, 
         found.append(Layer({"model": {"source": options["source"]}}, "--source"))
     if options.get("data"):
         found.append(Layer({"data": [{"folder": folder} for folder in options["data"]]}, "--data"))
-    return found + [Layer(config.parse_set(text), f"--set {text}") for text in sets]
+    return found + changes(sets)
 
 
 def _file(kit: Kit, file: Path, options: dict[str, Any]) -> list[Layer]:
@@ -91,3 +90,13 @@ def _file(kit: Kit, file: Path, options: dict[str, Any]) -> list[Layer]:
     if table.keys() <= Settings.model_fields.keys() or not importer_of(read(file), kit.shelves.importers):
         return [Layer(table, str(file))]
     return imported()
+
+
+def changes(sets: Sequence[str]) -> list[Layer]:
+    """What each `--set` says."""
+    if not sets:
+        return []
+    from lorakit import config
+    from lorakit.config import Layer
+
+    return [Layer(config.parse_set(text), f"--set {text}") for text in sets]

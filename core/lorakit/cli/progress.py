@@ -58,6 +58,8 @@ class Progress:
             case RunStarted():
                 went_on = f", going on after update {event.resumed_from}" if event.resumed_from else ""
                 self._say(f"run          {event.folder} on {event.device}{went_on}")
+                for change in event.changed:
+                    self._say(f"changed      {change}")
                 self._bars.start()
             case PhaseStarted():
                 self._start(event)

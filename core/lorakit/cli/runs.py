@@ -44,14 +44,20 @@ def train(kit: Kit, /, as_json: bool, tensorboard: bool, **given: Any) -> int:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option("--set", "-s", "sets", multiple=True, metavar="KEY=VALUE", help="Change a setting, train.updates=900.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, and nothing else.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard logs into the run's folder.")
 @click.pass_obj
-def resume(kit: Kit, /, run: Path, as_json: bool, tensorboard: bool) -> int:
-    """Go on with the run in folder RUN, from its newest checkpoint."""
+def resume(kit: Kit, /, run: Path, sets: tuple[str, ...], as_json: bool, tensorboard: bool) -> int:
+    """Go on with the run in folder RUN, from its newest whole checkpoint.
+
+    How long the run is, its previews and what it saves may be changed with --set; with more updates or epochs, a
+    finished run goes on.
+    """
     control = Control()
+    changes = options.changes(sets)
     with stopping(control, as_json):
-        return read(kit.resume(run, control), readers_of(as_json, tensorboard, run))
+        return read(kit.resume(run, control, changes), readers_of(as_json, tensorboard, run))
 
 
 def _introduce(plan: Plan) -> None:

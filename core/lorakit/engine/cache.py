@@ -130,3 +130,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise DataError(
             f"{path} cannot be written", why=str(error), fix="Free some space, or name another --output."
         ) from error
+
+
+def sync(folder: Path) -> None:
+    """Make what was renamed in `folder` last through a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows has no folder handles
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -40,6 +40,9 @@ class Item:
     sizes: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
 
 
+KNOWN = ("state", "param_groups")
+"""What every optimizer's `state_dict` holds."""
+
 Samples = Callable[[int], Item]
 """A sample by its index."""
 
@@ -87,6 +90,8 @@ class Trainer:
         self._patch, self._dtype, self._device = patch, dtype, adapter.flat.device
         self._conditions, self._table = conditions, table
         self._foresight: Foresight[int] = Foresight((), {})
+        modules = (module for host in adapter.hosts.values() for module in host.modules())
+        self._drops = adapter.dropout > 0 or any(isinstance(one, nn.Dropout) and one.p > 0 for one in modules)
 
     def update(self, turns: Sequence[Turn], samples: Samples) -> Step:
         """One update over `turns`, each picture's loss counting the same however they are batched."""
@@ -95,7 +100,7 @@ class Trainer:
         self.adapter.grad.zero_()
         losses = torch.zeros((), device=self._device)
         for turn in turns:
-            with self._seeded(turn.first_pass):
+            with self._seeded("dropout", turn.first_pass, self._drops):
                 loss = self.loss(turn, samples).sum() / pictures
                 loss.backward()  # type: ignore[no-untyped-call]
             losses += loss.detach()
@@ -108,7 +113,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.stepping = True
-        self.optimizer.step()
+        with self._seeded("optimizer", self.updates):  # some round at random
+            self.optimizer.step()
         self.updates += 1
         self._follow()
         self.stepping = False
@@ -157,24 +163,26 @@ class Trainer:
         return Prepared(clean, noise, t, Batch(text, references, sizes, self.plan.settings.train.guidance))
 
     @contextmanager
-    def _seeded(self, number: int) -> Iterator[None]:
-        """For a while, torch's own generators seeded by the number of the pass: they draw what dropout drops."""
-        if not self.adapter.dropout:
+    def _seeded(self, what: str, number: int, needed: bool = True) -> Iterator[None]:
+        """For a while, torch's own generators seeded by a number: they draw what dropout drops."""
+        if not needed:
             yield
             return
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seed_of("dropout", self.plan.settings.seed, number))
+            torch.manual_seed(seed_of(what, self.plan.settings.seed, number))
             yield
 
     def state(self) -> State:
         """Everything that training goes on from."""
         held = [dict(self.optimizer.state.get(part.weights, {})) for part in self.adapter.parts]
-        return State(self.updates, self.adapter.flat.detach(), self.average, held)
+        groups = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
+        more = {name: value for name, value in self.optimizer.state_dict().items() if name not in KNOWN}
+        return State(self.updates, self.adapter.flat.detach(), self.average, held, groups, more)
 
     def restore(self, state: State) -> None:
         """Go on from `state`."""
-        if state.adapter.shape != self.adapter.flat.shape:
+        if state.adapter.shape != self.adapter.flat.shape or len(state.optimizer) != len(self.adapter.parts):
             raise RunError(
                 f"the checkpoint holds {state.adapter.numel()} numbers, this adapter {self.adapter.flat.numel()}",
                 fix="It belongs to another run; remove it.",
@@ -183,6 +191,10 @@ class Trainer:
         self.adapter.flat.data.copy_(state.adapter)
         if self.average is not None and state.average is not None:
             self.average.copy_(state.average)
+        if state.more:
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), **state.more})
+        for group, kept in zip(self.optimizer.param_groups, state.groups, strict=True):
+            group.update(kept)
         for part, held in zip(self.adapter.parts, state.optimizer, strict=True):
             if held:
                 self.optimizer.state[part.weights] = dict(held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lorakit.engine.adapter import Adapter
+from lorakit.engine.cache import write_atomically
 from lorakit.engine.modulation import Foresight, ModulationTable
 from lorakit.engine.parts import Batch, Conditions, Denoiser, ImageCoder, Said, Text
 from lorakit.engine.pixels import to_image
@@ -177,6 +179,7 @@ def _shortened(
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    """Write a PNG, whole or not at all."""
+    made = io.BytesIO()
+    picture.save(made, "PNG")
+    write_atomically(path, made.getvalue())

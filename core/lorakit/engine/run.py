@@ -8,16 +8,16 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import torch
 import torch.version
 
 from lorakit import workflow
 from lorakit.advice import out_of_memory
+from lorakit.changes import fixed
 from lorakit.control import Control
 from lorakit.engine import checkpoint, lora_file, memory, preview
-from lorakit.engine.cache import Cache, write_atomically
+from lorakit.engine.cache import Cache, sync, write_atomically
 from lorakit.engine.checking import Checking
 from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
@@ -26,10 +26,9 @@ from lorakit.engine.objective import make_scheduler
 from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
 from lorakit.engine.quantizers import Calibrated
-from lorakit.engine.run_folder import alone, claim, discard, is_complete, recorded, refuse_if_taken
 from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.source import cache_folder, locate
-from lorakit.errors import LorakitError, RunError, TrainingError
+from lorakit.errors import TrainingError
 from lorakit.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -49,34 +48,6 @@ from lorakit.plan import Plan
 from lorakit.registry import Shelves
 
 
-def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
-    """Start the run; its folder is made once what can be checked before is, and stays only with a run in it."""
-    refuse_if_taken(plan)
-    run = Run(plan, shelves, control)
-    with alone(plan.folder):
-        refuse_if_taken(plan)  # again: somebody may have finished since
-        folder = claim(plan)
-        try:
-            yield from recorded(folder, run.events())
-        except LorakitError:
-            if not (run.trainer and run.trainer.updates):
-                discard(folder)
-            raise
-
-
-def resume(folder: Path, plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
-    """Go on from the newest checkpoint, or from the start where there is none."""
-    if is_complete(folder):
-        raise RunError(
-            f"the run {folder} is complete: {plan.settings.train.updates} updates",
-            fix="There is nothing to go on with.",
-        )
-    run = Run(plan, shelves, control)
-    with alone(folder):
-        done = checkpoint.saved(folder)
-        yield from recorded(folder, run.events(done[-1] if done else 0))
-
-
 class Run:
     """One carrying out of a plan."""
 
@@ -92,15 +63,22 @@ class Run:
         self.began = time.perf_counter()
         self.trainer: Trainer | None = None
 
-    def events(self, start: int = 0) -> Generator[Event, None, None]:
-        """Everything that happens, in order; a stop, a closed generator or Ctrl-C leaves a checkpoint."""
+    def events(
+        self, start: int = 0, notes: Sequence[str] = (), changed: Sequence[str] = ()
+    ) -> Generator[Event, None, None]:
+        """Everything that happens, in order; a stop, a closed generator or Ctrl-C leaves a checkpoint.
+
+        `notes` are warnings about how the run goes on, `changed` the settings that its plan has anew.
+        """
         yield RunStarted(
             folder=str(self.folder),
             name=self.plan.settings.name,
             device=_describe(self.device),
             versions=_versions(),
             resumed_from=start,
+            changed=tuple(changed),
         )
+        yield from (Warned(message=note) for note in notes)
         try:
             yield from self._work(start)
         except StopAsked:
@@ -192,6 +170,8 @@ class Run:
         checking = Checking(self.plan, self.family, self.shelves, self.context.device)
         began = then = time.perf_counter()
         passes = 0
+        if trainer.updates:  # a stop may have come while they were drawn
+            yield from self._due_previews(trainer.updates, painter, missing=True)
         for batches in self._foreseen(trainer, material):
             self.context.check()
             step = trainer.update(batches, material.item)
@@ -227,8 +207,7 @@ class Run:
             yield self._checkpoint()
             for gone in checkpoint.prune(self.folder, settings.save.keep):
                 yield CheckpointRemoved(update=gone, folder=str(checkpoint.folder_of(self.folder, gone)))
-        if painter and settings.sampling.every and (last or self._due(update, settings.sampling.every)):
-            yield from self._previews(update, painter)
+        yield from self._due_previews(update, painter)
 
     def _due(self, update: int, every: int | str) -> bool:
         if isinstance(every, int):
@@ -236,12 +215,19 @@ class Run:
         batches, size = self.plan.arithmetic.batches_per_epoch, self.plan.settings.train.accumulation
         return update * size // batches > (update - 1) * size // batches
 
-    def _previews(self, update: int, painter: preview.Painter) -> Iterator[Event]:
-        for number, prompt in enumerate(self.plan.settings.sampling.prompts):
+    def _due_previews(self, update: int, painter: preview.Painter | None, missing: bool = False) -> Iterator[Event]:
+        """The previews that are due after `update`, or those of them that are not drawn yet."""
+        settings = self.plan.settings
+        last = update == settings.train.updates
+        if not painter or not settings.sampling.every or not (last or self._due(update, settings.sampling.every)):
+            return
+        for number, prompt in enumerate(settings.sampling.prompts):
+            path = self.folder / "samples" / f"{update:06d}-{number}.png"
+            if missing and path.is_file():
+                continue
             self.context.check()
             with self.adapter.at(1.0, self._average()):
                 picture = painter.draw(number, self.context.device, self.context.source.dtype)
-            path = self.folder / "samples" / f"{update:06d}-{number}.png"
             preview.save(picture, path)
             yield PreviewDrawn(update=update, path=str(path), prompt=prompt)
 
@@ -258,7 +244,7 @@ class Run:
     def _checkpoint(self) -> CheckpointSaved:
         assert self.trainer
         name = f"{self.plan.settings.name}-{self.trainer.updates:06d}.safetensors"
-        place = checkpoint.save(self.folder, self.trainer.state(), name, self._file())
+        place = checkpoint.save(self.folder, self.trainer.state(), name, self._file(), fixed(self.plan))
         return CheckpointSaved(update=self.trainer.updates, folder=str(place), lora=str(place / name))
 
     def _save_now(self) -> None:
@@ -285,6 +271,7 @@ class Run:
                 proofs.append(prove(aside, self.plan, self.family, self.context.source, self.adapter))
             aside.replace(path)
             aside.parent.rmdir()
+            sync(self.folder)
             yield str(proofs[-1])
 
         yield from phase("save", 2, save(), lambda: str(proofs[-1]))

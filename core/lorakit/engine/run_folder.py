@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from lorakit.engine import checkpoint
-from lorakit.engine.cache import write_atomically
+from lorakit.engine.cache import sync, write_atomically
 from lorakit.errors import LorakitError, RunError
 from lorakit.events import Event, RunFinished
 from lorakit.plan import Plan
@@ -27,7 +27,11 @@ def read_plan(folder: Path) -> Plan:
     file = folder / PLAN
     if not file.is_file():
         raise RunError(f"{folder} is not a run: it has no {PLAN}", fix="Name a folder that `lorakit train` made.")
-    plan = Plan.from_json(file.read_text(encoding="utf-8"), str(file))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{file} cannot be read", why=str(error), fix="It must be as lorakit wrote it.") from error
+    plan = Plan.from_json(text, str(file))
     if plan.folder.resolve() != folder.resolve():  # the run was moved: go on where it is now
         output = str(folder.resolve().parent)
         return plan.with_settings(output=output, name=folder.resolve().name)
@@ -52,15 +56,24 @@ def claim(plan: Plan) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / EVENTS).unlink(missing_ok=True)
-        write_atomically(folder / PLAN, plan.to_json().encode())
+        write_plan(plan, folder)
+        sync(folder.parent)
     except (OSError, LorakitError) as error:
         raise RunError(f"the run folder {folder} cannot be written", where="output", why=str(error)) from error
     return folder
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether the run in the folder came to its end."""
-    return (folder / EVENTS).is_file() and any(isinstance(event, RunFinished) for event in events_of(folder))
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Write the plan down, whole or not at all."""
+    write_atomically(folder / PLAN, plan.to_json().encode())
+    sync(folder)
+
+
+def finished(folder: Path) -> int:
+    """The updates after which the run in the folder came to its end; 0 where it did not."""
+    if not (folder / EVENTS).is_file():
+        return 0
+    return max((event.update for event in events_of(folder) if isinstance(event, RunFinished)), default=0)
 
 
 @contextmanager
@@ -94,29 +107,50 @@ def discard(folder: Path) -> None:
 
 def recorded(folder: Path, events: Generator[Event, None, None]) -> Iterator[Event]:
     """The same events, each written as a line of events.jsonl before anybody else sees it."""
-    _end_the_line(folder / EVENTS)
-    with (folder / EVENTS).open("a", encoding="utf-8") as file:
-        try:
-            for event in events:
-                file.write(event.to_json() + "\n")
-                file.flush()
-                yield event
-        finally:
-            events.close()
+    file = _journal(folder / EVENTS)
+    try:
+        for event in events:
+            _append(file, event.to_json(), folder)
+            yield event
+    finally:
+        events.close()
+        with contextlib.suppress(OSError):  # what could not be written has been told
+            file.close()
+
+
+def _journal(path: Path) -> TextIO:
+    try:
+        _end_the_line(path)
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise _full(path, error) from error
+
+
+def _append(file: TextIO, line: str, folder: Path) -> None:
+    try:
+        file.write(line + "\n")
+        file.flush()
+    except OSError as error:
+        raise _full(folder / EVENTS, error) from error
+
+
+def _full(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} cannot be written", why=str(error), fix="Free some space; then `lorakit resume` goes on.")
 
 
 def _end_the_line(file: Path) -> None:
     """A last line that was cut short must not swallow the next one."""
     text = file.read_bytes() if file.is_file() else b""
     if text and not text.endswith(b"\n"):
-        file.write_bytes(text + b"\n")
+        with file.open("ab") as whole:
+            whole.write(b"\n")
 
 
 def events_of(folder: Path) -> Iterator[Event]:
     """The events of a run folder, oldest first; a last line that was cut short is left out."""
-    with (folder / EVENTS).open(encoding="utf-8") as file:
+    with (folder / EVENTS).open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 yield Event.from_json(line)
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 continue
