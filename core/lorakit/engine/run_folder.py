@@ -11,7 +11,7 @@ from pathlib import Path
 from lorakit.engine import checkpoint
 from lorakit.engine.cache import write_atomically
 from lorakit.errors import LorakitError, RunError
-from lorakit.events import Event, RunFinished
+from lorakit.events import Event, RunFinished, Validated
 from lorakit.plan import Plan
 
 try:
@@ -61,6 +61,13 @@ def claim(plan: Plan) -> Path:
 def is_complete(folder: Path) -> bool:
     """Whether the run in the folder came to its end."""
     return (folder / EVENTS).is_file() and any(isinstance(event, RunFinished) for event in events_of(folder))
+
+
+def validated(folder: Path) -> set[int]:
+    """The updates after which the run in the folder was measured."""
+    if not (folder / EVENTS).is_file():
+        return set()
+    return {event.update for event in events_of(folder) if isinstance(event, Validated)}
 
 
 @contextmanager
