@@ -83,8 +83,12 @@ def figures(side: Side) -> dict[str, str]:
         else UNKNOWN,
         "memory of the device": UNKNOWN if taken.memory is None else f"{taken.memory / 1e9:.1f} GB",
         "seconds an update": UNKNOWN if taken.update is None else f"{taken.update:.2f} s",
-        "the whole run": UNKNOWN if taken.whole is None else f"{taken.whole / 3600:.1f} h",
+        "the whole run": UNKNOWN if taken.whole is None else _long(taken.whole),
     }
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def table(sides: Sequence[Side]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _fill_plain(draft, family, variant)
     data = tuple(PlannedData.model_validate(one) for one in draft.table["data"])
     sizing = _sizing(draft, family)
-    dataset = _held_out(draft, index(data, sizing))
+    held_out = checks.held_out(request)
+    dataset = validation.split(index(data, sizing), held_out, request.settings.seed)
     _fill_length(draft, dataset)
     _fill_validation(draft, dataset, data)
     _fill_previews(draft, family, dataset, sizing)
@@ -232,19 +233,6 @@ def _fill_length(draft: Draft, dataset: Dataset) -> None:
             draft.put(Choice(f"train.{name}", value, origin.where, f"asked for by the {origin.by}"))
         else:
             draft.put(Choice(f"train.{name}", value, "lorakit", why))
-
-
-def _held_out(draft: Draft, dataset: Dataset) -> Dataset:
-    """The dataset with the pictures held out that validation looks at."""
-    asked = draft.request.settings.validation
-    if asked.every == 0 and asked.pictures not in (0, "auto"):
-        raise ConfigError(
-            f"validation.pictures = {asked.pictures} and validation.every = 0 are at odds",
-            where=draft.request.where("validation.pictures"),
-            why="pictures would be held out and never looked at",
-            fix="Leave one of them out.",
-        )
-    return validation.split(dataset, 0 if asked.every == 0 else asked.pictures, draft.request.settings.seed)
 
 
 def _fill_validation(draft: Draft, dataset: Dataset, data: Sequence[PlannedData]) -> None:

@@ -290,19 +290,16 @@ class Validation(Section):
     """What is measured while training goes on, on pictures that are held out and on others."""
 
     pictures: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto",
-        description="Pictures that are never trained on; `auto` holds out a tenth, from 2 to 8, and none of fewer "
-        "than 12.",
+        "auto", description="Pictures never trained on; `auto` is a tenth, from 2 to 8, and none of fewer than 12."
     )
     every: Every | Annotated[str, Field(pattern=r"^[1-9]\d* epochs$")] | None = Field(
         None,
-        description="Measure every so many updates, each `epoch`, or as `3 epochs` says, and before the first update "
-        "and after the last; 0 is never. Default: as often as a tenth of the training time allows.",
+        description="Measure so many updates apart, each `epoch` or `3 epochs`, and at both ends; 0 is never.",
     )
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("a wooden chair beside a window", "a street with parked cars in the rain"),
         max_length=16,
-        description="Prompts that have nothing to do with the pictures: how far the model drifts on them is measured.",
+        description="Prompts that have nothing to do with the pictures, to measure drift on.",
     )
 
 
