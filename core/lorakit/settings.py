@@ -293,8 +293,7 @@ class Validation(Section):
         "auto", description="Pictures never trained on; `auto` is a tenth, from 2 to 8, and none of fewer than 12."
     )
     every: Every | Annotated[str, Field(pattern=r"^[1-9]\d* epochs$")] | None = Field(
-        None,
-        description="Measure so many updates apart, each `epoch` or `3 epochs`, and at both ends; 0 is never.",
+        None, description="Measure so many updates apart, each `epoch` or `3 epochs`, and at both ends; 0 is never."
     )
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("a wooden chair beside a window", "a street with parked cars in the rain"),
