@@ -78,6 +78,15 @@ def _word(word: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
 
+def without_trigger(caption: str, trigger: str) -> str:
+    """The caption without the trigger, and without the comma that it leaves behind; as it is where it lacks it."""
+    shorter = _word(trigger).sub("", caption) if trigger else caption
+    if shorter == caption:
+        return caption
+    parts = (" ".join(part.split()) for part in shorter.split(","))
+    return ", ".join(part for part in parts if part)
+
+
 def misses(caption: str, trigger: str, advice: CaptionAdvice) -> Iterator[str]:
     """What a caption misses of the advice, a sentence each."""
     length = len(caption)

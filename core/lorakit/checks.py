@@ -251,6 +251,19 @@ def recovery(quantization: dict[str, Any], request: Request) -> None:
         )
 
 
+def held_out(request: Request) -> int | str:
+    """How many pictures to hold out; refuses to hold out those that nobody would look at."""
+    asked = request.settings.validation
+    if asked.every == 0 and asked.pictures not in (0, "auto"):
+        raise ConfigError(
+            f"validation.pictures = {asked.pictures} and validation.every = 0 are at odds",
+            where=request.where("validation.pictures"),
+            why="pictures would be held out and never looked at",
+            fix="Leave one of them out.",
+        )
+    return 0 if asked.every == 0 else asked.pictures
+
+
 def previews(prompts: int, given: Sequence[Sequence[str]], sizing: Sizing, request: Request) -> None:
     """Refuse references of previews that do not fit the prompts, or that the variant does not take."""
     where = request.where("sampling.references")

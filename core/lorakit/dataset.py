@@ -110,6 +110,8 @@ class Dataset:
 
     samples: tuple[Sample, ...] = ()
     notes: tuple[str, ...] = ()
+    held_out: tuple[Sample, ...] = ()
+    """Pictures that are looked at and never trained on; none of `samples`."""
 
     @property
     def passes(self) -> int:
@@ -118,10 +120,13 @@ class Dataset:
 
     def digest(self) -> str:
         """What the run was planned for: names, sizes, repeats, captions and references, wherever the folders lie."""
+        held_out = frozenset(self.held_out)
         made, between = hashlib.sha256(b"["), ""  # of one list in JSON, a sample at a time
-        for sample in self.samples:
+        for sample in (*self.samples, *self.held_out):
             seen = [[one.path.name, str(one.size)] for one in sample.references]
             told = [sample.folder, sample.path.name, str(sample.size), sample.repeats, sample.caption, seen]
+            if sample in held_out:
+                told.append("held out")
             made.update(f"{between}{json.dumps(told)}".encode())
             between = ", "
         made.update(b"]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
+from lorakit import validation
 from lorakit.plan import DERIVED, Plan
 from lorakit.rules import Choice
 from lorakit.words import count
@@ -80,8 +81,19 @@ def arithmetic(plan: Plan) -> list[str]:
         f"the run      {count(sums.epochs, 'epoch')} = {count(sums.updates, 'update')} = {count(sums.passes, 'pass')}",
         f"checkpoints  {_how_often(plan, settings.save.every)}, the newest {settings.save.keep} kept",
         f"previews     {_how_often(plan, settings.sampling.every)}, {count(len(settings.sampling.prompts), 'prompt')}",
+        f"validation   {_validated(plan)}",
         f"the file     {plan.folder / settings.name}.safetensors",
     ]
+
+
+def _validated(plan: Plan) -> str:
+    settings, sums, held = plan.settings, plan.arithmetic, len(plan.held_out)
+    if not settings.validation.every:
+        return "none"
+    few = f" ({sums.images} pictures are too few to spare any)" if settings.validation.pictures == "auto" else ""
+    apart = f"{count(held, 'picture')} held out" if held else f"no pictures held out{few}"
+    number = validation.times(settings.validation.every, sums, settings.train.accumulation)
+    return f"{apart}; {count(number, 'time')}, before the first update and after the last included"
 
 
 def _how_often(plan: Plan, every: int | str) -> str:

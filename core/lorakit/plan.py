@@ -30,6 +30,8 @@ class Plan(BaseModel):
     choices: dict[str, Choice]
     arithmetic: Arithmetic
     dataset: str = ""
+    held_out: tuple[str, ...] = ()
+    """The pictures that are never trained on."""
     problems: tuple[Problem, ...] = ()
     plugins: dict[str, str] = {}
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from lorakit.settings import Data, Lora, Model, Name, Quantization, Sampling, Scheduler, Settings, TextEncoder, Train
+from lorakit.settings import (
+    Data,
+    Lora,
+    Model,
+    Name,
+    Quantization,
+    Sampling,
+    Scheduler,
+    Settings,
+    TextEncoder,
+    Train,
+    Validation,
+)
 
 
 class PlannedModel(Model):
@@ -65,6 +77,12 @@ class PlannedSampling(Sampling):
     height: int
 
 
+class PlannedValidation(Validation):
+    """Validation, decided."""
+
+    every: int | str
+
+
 class Planned(Settings):
     """Every setting of a run, decided."""
 
@@ -78,3 +96,4 @@ class Planned(Settings):
     quantization: PlannedQuantization
     text_encoder: PlannedTextEncoder
     sampling: PlannedSampling
+    validation: PlannedValidation

@@ -12,7 +12,7 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel, ValidationError
 
-from lorakit import __version__, checks
+from lorakit import __version__, checks, validation
 from lorakit.config import explain, leaves
 from lorakit.dataset import Dataset, Sizing, index
 from lorakit.errors import ConfigError, PluginError
@@ -20,7 +20,7 @@ from lorakit.family import Family, Variant
 from lorakit.fields import fields, timesteps, voices
 from lorakit.order import arithmetic, batches_per_epoch
 from lorakit.plan import DERIVED, Plan, agree
-from lorakit.planned import Planned, PlannedData
+from lorakit.planned import Planned, PlannedData, PlannedTrain
 from lorakit.plugins import Plugin, call
 from lorakit.problem import Problem
 from lorakit.registry import Shelves
@@ -61,8 +61,10 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _fill_plain(draft, family, variant)
     data = tuple(PlannedData.model_validate(one) for one in draft.table["data"])
     sizing = _sizing(draft, family)
-    dataset = index(data, sizing)
+    held_out = checks.held_out(request)
+    dataset = validation.split(index(data, sizing), held_out, request.settings.seed)
     _fill_length(draft, dataset)
+    _fill_validation(draft, dataset, data)
     _fill_previews(draft, family, dataset, sizing)
     _note_the_rest(draft)
     checks.source(draft.table, family, variant, request)
@@ -76,6 +78,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
         choices=dict(sorted(draft.choices.items(), key=lambda item: _place(item[0]))),
         arithmetic=arithmetic(dataset, settings.train, settings.seed),
         dataset=dataset.digest(),
+        held_out=tuple(str(sample.path) for sample in dataset.held_out),
         plugins={plugin.name: plugin.version for plugin in sorted(plugins, key=lambda one: one.name)},
     )
     problems = tuple(_problems(plan, family, dataset, shelves, pm, request.notes))
@@ -230,6 +233,19 @@ def _fill_length(draft: Draft, dataset: Dataset) -> None:
             draft.put(Choice(f"train.{name}", value, origin.where, f"asked for by the {origin.by}"))
         else:
             draft.put(Choice(f"train.{name}", value, "lorakit", why))
+
+
+def _fill_validation(draft: Draft, dataset: Dataset, data: Sequence[PlannedData]) -> None:
+    """How often to validate, where nobody says."""
+    if draft.request.settings.validation.every is not None:
+        return
+    table, train = draft.table, PlannedTrain.model_validate(draft.table["train"])
+    looked = validation.looked_at(
+        dataset, table["validation"]["prompts"], [table["trigger"], *(one.trigger for one in data)], table["seed"]
+    )
+    sums = arithmetic(dataset, train, table["seed"])
+    every, because = validation.cadence(looked, train, sums.passes, table["save"]["every"])
+    draft.fill("validation.every", every, "lorakit", because)
 
 
 def _fill_previews(draft: Draft, family: Family, dataset: Dataset, sizing: Sizing) -> None:

@@ -286,6 +286,22 @@ class Save(Section):
     )
 
 
+class Validation(Section):
+    """What is measured while training goes on, on pictures that are held out and on others."""
+
+    pictures: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="Pictures never trained on; `auto` is a tenth, from 2 to 8, and none of fewer than 12."
+    )
+    every: Every | Annotated[str, Field(pattern=r"^[1-9]\d* epochs$")] | None = Field(
+        None, description="Measure so many updates apart, each `epoch` or `3 epochs`, and at both ends; 0 is never."
+    )
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        ("a wooden chair beside a window", "a street with parked cars in the rain"),
+        max_length=16,
+        description="Prompts that have nothing to do with the pictures, to measure drift on.",
+    )
+
+
 class Settings(Section):
     """A run as a person writes it: TOML, a preset, and `--set`, merged."""
 
@@ -310,4 +326,5 @@ class Settings(Section):
     text_encoder: TextEncoder = TextEncoder()
     speed: Speed = Speed()
     sampling: Sampling = Sampling()
+    validation: Validation = Validation()
     save: Save = Save()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorakit.errors import PluginError
-from lorakit.events import Event, PreviewDrawn, RunStopped, UpdateFinished, Warned
+from lorakit.events import Event, PreviewDrawn, RunStopped, UpdateFinished, Validated, Warned
 
 
 class TensorBoard:
@@ -25,6 +25,11 @@ class TensorBoard:
         if isinstance(event, UpdateFinished):
             for name in ("loss", "learning_rate", "grad_norm", "seconds", "memory"):
                 self._writer.add_scalar(f"train/{name}", getattr(event, name), event.update, event.time)
+        elif isinstance(event, Validated):
+            for name in ("loss", "train_loss", "gap", "trigger", "drift", "norm", "largest_norm"):
+                value = getattr(event, name)
+                if value is not None:
+                    self._writer.add_scalar(f"validation/{name}", value, event.update, event.time)
         elif isinstance(event, PreviewDrawn):
             self._picture(event)
         elif isinstance(event, (Warned, RunStopped)):

@@ -147,7 +147,7 @@ class Qwen(Family):
         settings, sampling = plan.settings, plan.settings.sampling
         if plan.arithmetic.references or any(sampling.references):
             yield Problem(UNPATCHED)
-        if (settings.preset or "").rpartition("/")[2] != "character":
+        if not (settings.preset or "").rpartition("/")[2].startswith("character"):
             return
         if (rate := settings.optimizer.learning_rate) > 5e-4:
             yield Problem(f"optimizer.learning_rate = {rate:g} overfits and fries a character; never over 5e-4")

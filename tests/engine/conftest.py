@@ -75,6 +75,7 @@ def make_plan(kit, toy, pictures, tmp_path):
             "train": {"resolution": 32, "precision": "fp32", "gradient_checkpointing": False, "caption_dropout": 0},
             "quantization": {"name": "none"},
             "sampling": {"steps": 2, "width": 32, "height": 32, "guidance": 1, "every": 0, "strengths": []},
+            "validation": {"every": 0},
             "save": {"every": 0, "dtype": "fp32"},
         }
         for name, value in tables.items():

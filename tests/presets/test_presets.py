@@ -11,10 +11,11 @@ from lorakit.config import leaves, read_toml, schema
 
 KIT = Kit()
 FLUX = ("character", "character-16gb", "character-24gb", "character-48gb", "kontext", "schnell", "style", "toy")
+QWEN = ("character", "character-24gb", "character-48gb", "edit", "style", "toy")
 SDXL = ("character", "character-16gb", "character-48gb", "character-text", "style", "toy")
 NAMES = (
     *(f"flux/{name}" for name in FLUX),
-    *("qwen/character", "qwen/toy"),
+    *(f"qwen/{name}" for name in QWEN),
     *(f"sdxl/{name}" for name in SDXL),
 )
 

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def build(kit: Kit) -> click.Group:
     """The group with core's commands and those of the Kit's plugins."""
-    from lorakit.cli import calibrate, check, doctor, imports, lists, plans, recover, runs
+    from lorakit.cli import calibrate, check, compare, doctor, imports, lists, plans, recover, runs
 
     first = next(iter(kit.shelves.families), "NAME")
     group = click.Group(
@@ -66,7 +66,15 @@ def build(kit: Kit) -> click.Group:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     working = (runs.train, plans.plan, check.check, runs.resume, recover.recover, imports.import_, doctor.doctor)
-    for command in (*working, calibrate.calibrate, lists.families, lists.presets, lists.plugins, lists.schema):
+    for command in (
+        *working,
+        compare.compare,
+        calibrate.calibrate,
+        lists.families,
+        lists.presets,
+        lists.plugins,
+        lists.schema,
+    ):
         group.add_command(command)
     kit.commands(group)
     group.context_settings["obj"] = kit

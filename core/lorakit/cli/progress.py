@@ -25,6 +25,7 @@ from lorakit.events import (
     RunStopped,
     SheetDrawn,
     UpdateFinished,
+    Validated,
     Warned,
 )
 
@@ -73,6 +74,8 @@ class Progress:
                 self._compare(event)
             case CheckpointSaved():
                 self._say(f"  checkpoint {event.lora}")
+            case Validated():
+                self._say(f"  validation {measured(event)}")
             case PreviewDrawn():
                 self._say(f"  preview    {event.path}")
             case Warned():
@@ -160,6 +163,19 @@ class Progress:
             self._task = None
         note = f"  {event.note}" if event.note else ""
         self._say(f"{event.phase:<13}{duration(event.seconds)}{note}")
+
+
+def measured(event: Validated) -> str:
+    """What was measured, in a line; what there was nothing to measure on is left out."""
+    error = f" ± {event.loss_error:.4f}" if event.loss_error is not None else ""
+    found = [
+        ("held out", None if event.loss is None else f"{event.loss:.4f}{error}"),
+        ("training", None if event.train_loss is None else f"{event.train_loss:.4f}"),
+        ("trigger", None if event.trigger is None else f"{event.trigger:+.4f}"),
+        ("drift", None if event.drift is None else f"{event.drift:.2%}"),
+        ("norm", None if event.norm is None else f"{event.norm:.2%}"),
+    ]
+    return "  ".join(f"{name} {value}" for name, value in found if value is not None)
 
 
 def duration(seconds: float) -> str:

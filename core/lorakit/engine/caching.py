@@ -17,6 +17,7 @@ from lorakit.engine.parts import Conditions, ImageCoder, Text, TextEncoder, Word
 from lorakit.engine.phases import Context, Work, phase
 from lorakit.errors import DataError
 from lorakit.plan import Plan
+from lorakit.validation import exam
 
 TEXTS_AT_ONCE = 16
 PICTURES_AHEAD = 4
@@ -34,10 +35,14 @@ class Scene:
 
 
 def words(plan: Plan, dataset: Dataset, scenes: Sequence[Scene]) -> list[Words]:
-    """Every text that training and previews need, once each."""
+    """Every text that training, validation and previews need, once each."""
     found = [Words.about(sample.caption, sample.references) for sample in dataset.samples]
     if plan.settings.train.caption_dropout:
         found += [Words.about("", sample.references) for sample in dataset.samples]
+    asked = exam(dataset, plan.settings)
+    found += [Words.about(sample.caption, sample.references) for sample in asked.held_out]
+    found += [Words.about(asked.bare(sample) or "", sample.references) for sample in asked.asked]
+    found += [Words.about(prompt, asked.canvas.references) for prompt in asked.prompts]
     for scene in scenes:
         found.append(Words.about(scene.prompt, scene.references))
         found.append(Words.about(plan.settings.sampling.negative, scene.references))
@@ -160,9 +165,10 @@ class LatentStore:
 
 
 def frames(dataset: Dataset, scenes: Sequence[Scene]) -> list[Framed]:
-    """Every picture that training and previews need encoded, once each."""
-    targets = [sample.framed for sample in dataset.samples]
-    seen = [*(sample.references for sample in dataset.samples), *(scene.references for scene in scenes)]
+    """Every picture that training, validation and previews need encoded, once each."""
+    samples = (*dataset.samples, *dataset.held_out)
+    targets = [sample.framed for sample in samples]
+    seen = [*(sample.references for sample in samples), *(scene.references for scene in scenes)]
     references = [one.framed for some in seen for one in some]
     return list(dict.fromkeys((*targets, *references)))
 

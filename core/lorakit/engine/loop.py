@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -87,7 +87,7 @@ class Trainer:
         self.describe: Callable[[int], str] = str  # a sample, in words, by its index
         self.updates = 0
         self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
-        self._patch, self._dtype, self._device = patch, dtype, adapter.flat.device
+        self._patch, self.dtype, self.device = patch, dtype, adapter.flat.device
         self._conditions, self._table = conditions, table
         self._foresight: Foresight[int] = Foresight((), {})
         modules = (module for host in adapter.hosts.values() for module in host.modules())
@@ -98,7 +98,7 @@ class Trainer:
         pictures = sum(len(turn.samples) for turn in turns)
         self.adapter.train()
         self.adapter.grad.zero_()
-        losses = torch.zeros((), device=self._device)
+        losses = torch.zeros((), device=self.device)
         for turn in turns:
             with self._seeded("dropout", turn.first_pass, self._drops):
                 loss = self.loss(turn, samples).sum() / pictures
@@ -122,19 +122,26 @@ class Trainer:
 
     def foresee(self, updates: Sequence[Sequence[Turn]], samples: Samples) -> None:
         """Work out ahead what the modulation layers answer in these updates."""
+        if self._table is not None:
+            shown = {turn.first_pass: self._prepared(turn, samples) for turns in updates for turn in turns}
+            self._foresight = self.foreseen({key: (one.t, one.about) for key, one in shown.items()})
+
+    @torch.no_grad()
+    def foreseen(self, told: Mapping[int, tuple[Tensor, Batch]]) -> Foresight[int]:
+        """What the modulation layers answer, by key, at these noise levels to what else is told."""
         if self._table is None:
-            return
-        told = {turn.first_pass: self._prepared(turn, samples) for turns in updates for turn in turns}
-        with torch.no_grad():
-            conditions = {key: self.denoiser.condition(one.t, one.about) for key, one in told.items()}
-        self._foresight = self._table.foresee(conditions)
+            return Foresight((), {})
+        return self._table.foresee({key: self.denoiser.condition(t, about) for key, (t, about) in told.items()})
 
     def loss(self, turn: Turn, samples: Samples) -> Tensor:
         """The weighted squared error of each picture of a batch, (B,), in fp32."""
-        shown = self._prepared(turn, samples)
-        noisy = self.scheduler.mix(shown.clean, shown.noise, shown.t).to(self._dtype)
         with self._foresight.at(turn.first_pass):
-            answer = self.denoiser.predict(noisy, shown.t, shown.about)
+            return self.score(self._prepared(turn, samples))
+
+    def score(self, shown: Prepared) -> Tensor:
+        """The weighted squared error of each picture of a batch that is prepared, (B,), in fp32."""
+        noisy = self.scheduler.mix(shown.clean, shown.noise, shown.t).to(self.dtype)
+        answer = self.denoiser.predict(noisy, shown.t, shown.about)
         error = (answer.float() - self.scheduler.target(shown.clean, shown.noise, shown.t)) ** 2
         return error.flatten(1).mean(1) * self.scheduler.weight(shown.t)
 
@@ -149,18 +156,31 @@ class Trainer:
             item.empty if item.empty is not None and chance.drop < dropout else item.text
             for chance, item in zip(draws, found, strict=True)
         ]
-        clean = torch.stack([item.latents for item in found]).float()
-        noise = self.scheduler.noise(
-            torch.stack([chance.noise for chance in draws]), torch.stack([chance.offset for chance in draws])
-        )
-        tokens = clean.shape[-1] * clean.shape[-2] // self._patch**2
-        t = self.scheduler.level(torch.stack([chance.level for chance in draws]), tokens)
-        clean, noise, t = (tensor.to(self._device) for tensor in (clean, noise, t))
-        text = self._conditions(texts).to(self._device, self._dtype)
-        seen = zip(*(item.references for item in found), strict=True)
-        references = tuple(torch.stack(some).to(self._device, self._dtype) for some in seen)
-        sizes = torch.tensor([item.sizes for item in found], device=self._device)
-        return Prepared(clean, noise, t, Batch(text, references, sizes, self.plan.settings.train.guidance))
+        noise = torch.stack([chance.noise for chance in draws])
+        offset = torch.stack([chance.offset for chance in draws])
+        return self.prepared(found, texts, noise, offset, torch.stack([chance.level for chance in draws]))
+
+    def prepared(
+        self, items: Sequence[Item], texts: Sequence[Said], noise: Tensor, offset: Tensor, u: Tensor
+    ) -> Prepared:
+        """A batch at these draws: noise (B, C, H, W) and (B, C, 1, 1), and u (B,) in (0, 1) for the noise level."""
+        clean = torch.stack([item.latents for item in items]).float()
+        noise = self.scheduler.noise(noise, offset)
+        t = self.scheduler.level(u, self.tokens(clean))
+        clean, noise, t = (tensor.to(self.device) for tensor in (clean, noise, t))
+        return Prepared(clean, noise, t, self.told(items, texts))
+
+    def told(self, items: Sequence[Item], texts: Sequence[Said]) -> Batch:
+        """What the model is told of items that have these texts."""
+        text = self._conditions(texts).to(self.device, self.dtype)
+        seen = zip(*(item.references for item in items), strict=True)
+        references = tuple(torch.stack(some).to(self.device, self.dtype) for some in seen)
+        sizes = torch.tensor([item.sizes for item in items], device=self.device)
+        return Batch(text, references, sizes, self.plan.settings.train.guidance)
+
+    def tokens(self, latents: Tensor) -> int:
+        """Image tokens of a picture with latents (..., H, W)."""
+        return latents.shape[-1] * latents.shape[-2] // self._patch**2
 
     @contextmanager
     def _seeded(self, what: str, number: int, needed: bool = True) -> Iterator[None]:
@@ -168,7 +188,7 @@ class Trainer:
         if not needed:
             yield
             return
-        devices = [self._device] if self._device.type == "cuda" else []
+        devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed_of(what, self.plan.settings.seed, number))
             yield

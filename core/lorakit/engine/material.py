@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from lorakit.dataset import Dataset, Reference, index, previewed
+from lorakit.dataset import Dataset, Reference, Sample, index, previewed
 from lorakit.engine.caching import LatentStore, Scene, TextStore, cache_images, cache_text, live, load_encoder
 from lorakit.engine.loop import Item
 from lorakit.engine.parts import Conditions, ImageCoder, Said, Text, TextEncoder, Words
 from lorakit.engine.phases import Context, Work, phase
 from lorakit.engine.preview import Subject
+from lorakit.engine.validation import Materials, Tried
 from lorakit.errors import RunError
 from lorakit.events import PhaseFinished, PhaseStarted
 from lorakit.order import arithmetic
+from lorakit.validation import Exam, exam, split
 from lorakit.words import count
 
 TEXTS_KEPT = 256  # texts held in memory between the passes that need them
@@ -43,7 +45,27 @@ class Material:
 
     def item(self, number: int) -> Item:
         """Sample `number` as it is taught."""
-        sample = self.dataset.samples[number]
+        return self._item(self.dataset.samples[number])
+
+    def exam(self) -> Materials:
+        """What validation looks at."""
+        asked = exam(self.dataset, self.context.plan.settings)
+        if not asked.compared:
+            return Materials((), (), ())
+        others = [
+            replace(self._item(asked.canvas), text=self._text(prompt, asked.canvas.references))
+            for prompt in asked.prompts
+        ]
+        return Materials(self._tried(asked, asked.held_out), self._tried(asked, asked.compared), others)
+
+    def _tried(self, asked: Exam, samples: Sequence[Sample]) -> list[Tried]:
+        bare = [(sample, asked.bare(sample) if sample in asked.asked else None) for sample in samples]
+        return [
+            Tried(self._item(sample), None if caption is None else self._text(caption, sample.references))
+            for sample, caption in bare
+        ]
+
+    def _item(self, sample: Sample) -> Item:
         dropout = self.context.plan.settings.train.caption_dropout
         return Item(
             self.latents[sample.framed],
@@ -106,7 +128,8 @@ def _index(context: Context) -> Work[Dataset]:
     began = time.perf_counter()
     yield PhaseStarted(phase="index")
     settings, planned = context.plan.settings, context.plan.arithmetic
-    dataset = index(settings.data, context.family.planned_sizing(settings))
+    whole = index(settings.data, context.family.planned_sizing(settings))
+    dataset = split(whole, settings.validation.pictures if settings.validation.every else 0, settings.seed)
     found = arithmetic(dataset, settings.train, settings.seed)
     if found != planned or dataset.digest() != context.plan.dataset:
         raise RunError(
@@ -114,7 +137,8 @@ def _index(context: Context) -> Work[Dataset]:
             f"passes an epoch now, {planned.images} and {planned.passes_per_epoch} then, or other captions or sizes",
             fix="Put them back as they were, or start a new run.",
         )
-    note = f"{count(len(dataset.samples), 'picture')}, {count(len(dataset.buckets()), 'shape')}"
+    apart = f", {len(dataset.held_out)} held out" if dataset.held_out else ""
+    note = f"{count(len(dataset.samples), 'picture')}, {count(len(dataset.buckets()), 'shape')}{apart}"
     yield PhaseFinished(phase="index", seconds=time.perf_counter() - began, note=note)
     return dataset
 

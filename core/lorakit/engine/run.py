@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -26,8 +25,10 @@ from lorakit.engine.objective import make_scheduler
 from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
 from lorakit.engine.quantizers import Calibrated
+from lorakit.engine.run_folder import validated
 from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.source import cache_folder, locate
+from lorakit.engine.validation import Validator
 from lorakit.errors import TrainingError
 from lorakit.events import (
     CheckpointRemoved,
@@ -73,7 +74,7 @@ class Run:
         yield RunStarted(
             folder=str(self.folder),
             name=self.plan.settings.name,
-            device=_describe(self.device),
+            device=memory.describe(self.device),
             versions=_versions(),
             resumed_from=start,
             changed=tuple(changed),
@@ -90,7 +91,7 @@ class Run:
             if not memory.is_exhausted(error):
                 raise
             raise TrainingError(
-                f"the memory of {_describe(self.device)} does not suffice, after update {self._done(start)}",
+                f"the memory of {memory.describe(self.device)} does not suffice, after update {self._done(start)}",
                 why=str(error).strip().splitlines()[0] if str(error).strip() else "",
                 fix=f"Change, in this order: {'; '.join(out_of_memory(self.plan))}.",
             ) from error
@@ -107,6 +108,7 @@ class Run:
         trainer = self._trainer(material, scheduler, start)
         yield from self._calibrate(trainer, material)
         painter = self._painter(material)
+        self.validator = Validator(trainer, material.exam(), self.context.check)
         yield from self._train(trainer, material, painter)
         yield from self._finish(trainer, painter)
 
@@ -168,10 +170,13 @@ class Run:
         settings, dataset = self.plan.settings, self.dataset
         yield PhaseStarted(phase="train", total=settings.train.updates)
         checking = Checking(self.plan, self.family, self.shelves, self.context.device)
-        began = then = time.perf_counter()
+        began = time.perf_counter()
         passes = 0
+        if trainer.updates not in validated(self.folder):  # a run that was stopped may have been before it stopped
+            yield from self.validator.due()
         if trainer.updates:  # a stop may have come while they were drawn
             yield from self._due_previews(trainer.updates, painter, missing=True)
+        then = time.perf_counter()
         for batches in self._foreseen(trainer, material):
             self.context.check()
             step = trainer.update(batches, material.item)
@@ -191,7 +196,9 @@ class Run:
             yield from checking.after(done)
             yield from self._at(trainer.updates, painter)
             then = time.perf_counter()
-        yield PhaseFinished(phase="train", seconds=time.perf_counter() - began, note=f"{trainer.updates} updates")
+        seconds = time.perf_counter() - began
+        note = f"{trainer.updates} updates{self.validator.share(seconds)}"
+        yield PhaseFinished(phase="train", seconds=seconds, note=note)
 
     def _foreseen(self, trainer: Trainer, material: Material) -> Iterator[Sequence[Turn]]:
         """The batches of every update to come, worked out ahead some updates at a time."""
@@ -201,12 +208,13 @@ class Run:
             yield from ahead
 
     def _at(self, update: int, painter: preview.Painter | None) -> Iterator[Event]:
-        """The checkpoint and the previews that are due after `update`."""
+        """The checkpoint, the validation and the previews that are due after `update`."""
         settings, last = self.plan.settings, update == self.plan.settings.train.updates
         if settings.save.every and (last or self._due(update, settings.save.every)):
             yield self._checkpoint()
             for gone in checkpoint.prune(self.folder, settings.save.keep):
                 yield CheckpointRemoved(update=gone, folder=str(checkpoint.folder_of(self.folder, gone)))
+        yield from self.validator.due()
         yield from self._due_previews(update, painter)
 
     def _due(self, update: int, every: int | str) -> bool:
@@ -301,12 +309,6 @@ class Run:
     def _raw(self) -> bytes:
         assert self.trainer
         return lora_file.encode(self.plan, self.family, self.adapter, self.dataset, self.trainer.updates)
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"{device.type}: {os.cpu_count()} cores" if device.type == "cpu" else device.type
 
 
 def _versions() -> tuple[tuple[str, str], ...]:

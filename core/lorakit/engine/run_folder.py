@@ -11,7 +11,7 @@ from typing import TextIO
 from lorakit.engine import checkpoint
 from lorakit.engine.cache import sync, write_atomically
 from lorakit.errors import LorakitError, RunError
-from lorakit.events import Event, RunFinished
+from lorakit.events import Event, RunFinished, Validated
 from lorakit.plan import Plan
 
 try:
@@ -74,6 +74,13 @@ def finished(folder: Path) -> int:
     if not (folder / EVENTS).is_file():
         return 0
     return max((event.update for event in events_of(folder) if isinstance(event, RunFinished)), default=0)
+
+
+def validated(folder: Path) -> set[int]:
+    """The updates after which the run in the folder was measured."""
+    if not (folder / EVENTS).is_file():
+        return set()
+    return {event.update for event in events_of(folder) if isinstance(event, Validated)}
 
 
 @contextmanager
