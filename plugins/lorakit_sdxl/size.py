@@ -1,6 +1,6 @@
 """What Stable Diffusion XL weighs and costs: as published, or as a model folder's configuration says.
 
-An image token is a latent pixel, a block a BasicTransformerBlock; what lies between blocks is counted as outside.
+An image token is a latent pixel, a block a Transformer2DModel; what lies between blocks is counted as outside.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ def size(configs: Configs) -> Size:
     about = {**PUBLISHED, **configs.get("unet", {})}
     coder = {"latent_channels": 4, "block_out_channels": (128, 256, 512, 512), **configs.get("vae", {})}
     walk = Walk(about)
-    words, blocks = about["cross_attention_dim"], sum(walk.blocks.values())
-    linears = tuple(one for (width, share), count in walk.blocks.items() for one in _block(width, words, count, share))
-    spread = sum(width * share * count for (width, share), count in walk.blocks.items())
-    norms = sum(17 * width * count for (width, _), count in walk.blocks.items())
+    words, layers = about["cross_attention_dim"], sum(walk.layers.values())
+    linears = [one for (width, share), count in walk.layers.items() for one in _layer(width, words, count, share)]
+    linears += [one for (width, share), count in walk.blocks.items() for one in _around(width, count, share)]
+    spread = sum(width * share * count for (width, share), count in walk.layers.items())
+    norms = sum(17 * width * count for (width, _), count in walk.layers.items())
     return Size(
         parameters=sum(one.weights for one in linears) + norms + walk.parameters,
-        blocks=blocks,
-        linears=linears,
+        blocks=sum(walk.blocks.values()),
+        linears=tuple(linears),
         attentions=tuple(
             Attention(width=width, blocks=count, sees=sees, share=share)
-            for (width, share), count in walk.blocks.items()
+            for (width, share), count in walk.layers.items()
             for sees in ("image", "text")
         ),
         outside=Outside(image=walk.image, once=walk.once),
         running=Running(
             kept=21.3 * spread + 7.4 * walk.spread,
-            checkpointed=spread + 7.4 * walk.spread,
+            checkpointed=sum(width * share * count for (width, share), count in walk.blocks.items())
+            + 7.4 * walk.spread,
             temporary=0.65 * walk.spread,
             moved=(39 * spread + 24.8 * walk.spread, 80 * spread + 21.5 * walk.spread),
-            kernels=(22 * blocks + 18 * walk.resnets, 24 * blocks + 10 * walk.resnets),
+            kernels=(22 * layers + 18 * walk.resnets, 24 * layers + 10 * walk.resnets),
         ),
         text=Text(fixed=77, width=words, parameters=123_060_480 + 694_659_840),  # CLIP-L and OpenCLIP bigG
         coder=Coder(
@@ -57,7 +59,15 @@ def size(configs: Configs) -> Size:
     )
 
 
-def _block(width: int, words: int, count: int, share: float) -> tuple[Linears, ...]:
+def _around(width: int, count: int, share: float) -> tuple[Linears, ...]:
+    """The layers in and out of a block."""
+    return tuple(
+        Linears(names=(name,), inputs=width, outputs=width, blocks=count, share=share)
+        for name in ("proj_in", "proj_out")
+    )
+
+
+def _layer(width: int, words: int, count: int, share: float) -> tuple[Linears, ...]:
     """Attention within the picture, attention to the text, and a gated feed-forward network."""
 
     def linear(names: str, inputs: int, outputs: int, *, text: bool = False, keeps: bool = True) -> Linears:
@@ -86,12 +96,13 @@ class Walk:
     """The UNet from end to end: what lies outside its transformer blocks, and where those are.
 
     `image` and `once` are multiplications, `spread` is the channels that residual blocks put out times the share of
-    latent pixels they have; `blocks` counts transformer blocks by width and share.
+    latent pixels they have; by width and share, `blocks` counts transformers and `layers` what they repeat inside.
     """
 
     def __init__(self, about: Mapping[str, Any]) -> None:
         self.parameters, self.image, self.once, self.spread, self.resnets = 0, 0.0, 0, 0.0, 0
         self.blocks: Counter[tuple[int, float]] = Counter()
+        self.layers: Counter[tuple[int, float]] = Counter()
         wide, layers = tuple(about["block_out_channels"]), about["layers_per_block"]
         depth = about["transformer_layers_per_block"]
         depths = (depth,) * len(wide) if isinstance(depth, int) else tuple(depth)
@@ -152,8 +163,7 @@ class Walk:
         self.resnets += 1
 
     def _transformer(self, width: int, depth: int, share: float) -> None:
-        """What stands around `depth` blocks: a norm, and a linear layer in and out."""
-        self.blocks[width, share] += depth
-        self.parameters += 2 * width
-        for _ in range(2):
-            self._convolve(width, width, share, side=1)
+        """A transformer of `depth` layers between a norm with a linear layer in, and another out."""
+        self.blocks[width, share] += 1
+        self.layers[width, share] += depth
+        self.parameters += 4 * width  # the norm's, and the biases of both

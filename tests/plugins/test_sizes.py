@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models import Transformer2DModel
 from torch import nn
 
 from lorakit.sizes import Tokens
@@ -35,7 +35,7 @@ TARGETS = {
         "proj_out",
         "norm.linear",
     ),
-    "sdxl": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+    "sdxl": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
 }
 
 
@@ -55,7 +55,7 @@ def models():
     blocks = {
         "qwen": list(made["qwen"].transformer_blocks),
         "flux": [*made["flux"].transformer_blocks, *made["flux"].single_transformer_blocks],
-        "sdxl": [one for one in made["sdxl"].modules() if isinstance(one, BasicTransformerBlock)],
+        "sdxl": [one for one in made["sdxl"].modules() if isinstance(one, Transformer2DModel)],
     }
     return {name: (model, blocks[name]) for name, model in made.items()}
 
