@@ -28,7 +28,7 @@ from lorakit.engine.phases import Context, Work
 from lorakit.engine.source import cache_folder, locate
 from lorakit.testing import shapes
 
-NAMES = ("int8", "int2", "int4")
+NAMES = ("int8", "int8-fast", "int4", "int2")
 UNSEEN, SHOWN = 16, 256
 KIT = Kit()
 
@@ -41,16 +41,16 @@ def main() -> None:
         unseen, own = scenes(room / "unseen", UNSEEN, 5), scenes(room / "shown", SHOWN, 77)
         inputs = list(seen(context(planned(room, unseen, "none"))))
         wanted = answers(planned(room, unseen, "none"), inputs)
-        print(f"{'':6}{'bare':>9}{'neutral':>9}{'own':>9}")
+        print(f"{'':10}{'bare':>9}{'neutral':>9}{'own':>9}")
         for name in NAMES:
             errors = [error(answers(planned(room, unseen, name), inputs), wanted)]
-            for kind, pictures in () if name == "int8" else (("neutral", None), ("own", own)):
+            for kind, pictures in () if name.startswith("int8") else (("neutral", None), ("own", own)):
                 file = room / f"{name}-{kind}.safetensors"
                 if not file.exists():
                     for _ in KIT.recover(planned(room, pictures, name), file):
                         pass
                 errors.append(error(answers(planned(room, unseen, name, file), inputs), wanted))
-            print(f"{name:6}" + "".join(f"{one:9.1%}" for one in errors), flush=True)
+            print(f"{name:10}" + "".join(f"{one:9.1%}" for one in errors), flush=True)
 
 
 def scenes(folder: Path, count: int, seed: int) -> Path:
@@ -71,7 +71,8 @@ def planned(room: Path, pictures: Path | None, name: str, recovery: Path | None 
         quantization["recovery"] = str(recovery)
     asked = {"family": "qwen", "preset": "toy", "trigger": "x", "output": str(room / "runs")}
     data = [{"folder": str(pictures)}] if pictures else []
-    return KIT.plan({**asked, "data": data, "quantization": quantization, "train": {"batch_size": 16}})
+    tables = {"train": {"batch_size": 16}, "validation": {"pictures": 0}, "speed": {"modulation": "layers"}}
+    return KIT.plan({**asked, "data": data, "quantization": quantization, **tables})
 
 
 def context(plan: Plan) -> Context:
@@ -94,7 +95,7 @@ def seen(about: Context) -> Iterator[tuple[Tensor, Tensor, Batch]]:
 @torch.no_grad()
 def answers(plan: Plan, inputs: list[tuple[Tensor, Tensor, Batch]]) -> Tensor:
     """What the model answers as a run of the plan has it."""
-    denoiser = result(load_model(context(plan)))[0]
+    denoiser = result(load_model(context(plan))).denoiser
     return torch.cat([denoiser.predict(*one).float().flatten() for one in inputs])
 
 

@@ -55,8 +55,8 @@ def _data(plan: Plan) -> Iterator[Problem]:
     elif plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size > plan.arithmetic.passes_per_epoch:
         short = plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size - plan.arithmetic.passes_per_epoch
         yield Problem(
-            f"batches are not all full: {short} places stay empty per epoch, because the last batch of each shape takes "
-            "what is left"
+            f"batches are not all full: {short} places stay empty per epoch, because the last batch of each shape "
+            "takes what is left"
         )
     if not plan.settings.trigger and plan.settings.data:
         yield Problem("no trigger word is named; what is taught will answer to the captions alone")

@@ -39,6 +39,7 @@ def make_plan(output, pictures=None, **tables):
         "data": [{"folder": str(pictures)}] if pictures else [],
         "model": {"source": "toy", "device": "cpu"},
         "sampling": {"every": 0, "strengths": [], "steps": 2},
+        "validation": {"pictures": 0},
     }
     for name, value in tables.items():
         asked[name] = {**asked.get(name, {}), **value} if isinstance(value, dict) else value
