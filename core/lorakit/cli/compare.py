@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lorakit.compare import Side
+    from lorakit.config import Layer
+    from lorakit.plan import Plan
 
 
 @click.command()
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 @click.option("--gpu", metavar="NAME", help="GPU to estimate for, as 4090, L40S or H100.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.option("--markdown", is_flag=True, help="Print a table in Markdown.")
+@click.option("--train", "trains", is_flag=True, help="Train each, one after another, and write a page of all.")
+@click.option("--output", metavar="DIR", help="Folder of the runs and the page; with --train.")
 @click.pass_obj
 def compare(
     kit: Kit,
@@ -36,19 +41,30 @@ def compare(
     gpu: str | None,
     as_json: bool,
     markdown: bool,
+    trains: bool,
+    output: str | None,
 ) -> int:
     """Show presets side by side: the settings that differ, who decided each, and what each run takes.
 
-    Nothing is loaded and nothing is written.
+    Without --train nothing is loaded and nothing is written. With it, each is trained on the same pictures with the
+    same seed and prompts, in OUTPUT (runs/compare); called again, what is finished is not done again, and what was
+    stopped goes on.
     """
     from lorakit import compare as comparing
 
     if as_json and markdown:
         raise ConfigError("--json and --markdown exclude each other", fix="Leave one of them out.")
+    if output is not None and not trains:
+        raise ConfigError("--output has no effect without --train", fix="Add --train, or leave it out.")
     given = {"data": data, "trigger": trigger}
-    sides = [_side(kit, one, options.layers(kit, None, sets, given), gpu) for one in presets]
-    if len(sides) < 2:
+    layers = options.layers(kit, None, sets, given)
+    if len(presets) < 2:
         raise ConfigError("one preset alone cannot be compared", fix="Name two or more, as FAMILY/PRESET.")
+    if trains:
+        from lorakit.cli.compared import train_all
+
+        return train_all(kit, presets, layers, Path(output or "runs/compare"), as_json=as_json)
+    sides = [_side(kit, one, layers, gpu) for one in presets]
     if as_json:
         click.echo(json.dumps(comparing.table(sides), indent=1))
     elif markdown:
@@ -58,15 +74,21 @@ def compare(
     return 2 if any(side.plan.errors for side in sides if side.plan.settings.data) else 0
 
 
-def _side(kit: Kit, title: str, layers: Sequence[object], gpu: str | None) -> Side:
-    """The plan of one preset, and what it takes."""
-    from lorakit.compare import Side, Taken
+def planned(kit: Kit, title: str, layers: Sequence[Layer]) -> Plan:
+    """The plan of one preset, with the layers over it."""
     from lorakit.config import Layer
 
     family, slash, name = title.partition("/")
     if not slash or not family or not name:
         raise ConfigError(f"{title!r} is not of the form FAMILY/PRESET", fix="`lorakit presets` lists them.")
-    plan = kit.plan(kit.request(Layer({"family": family, "preset": title}, "the command line"), *layers))  # type: ignore[arg-type]
+    return kit.plan(kit.request(Layer({"family": family, "preset": title}, "the command line"), *layers))
+
+
+def _side(kit: Kit, title: str, layers: Sequence[Layer], gpu: str | None) -> Side:
+    """The plan of one preset, and what it takes."""
+    from lorakit.compare import Side, Taken
+
+    plan = planned(kit, title, layers)
     made = kit.estimate(plan, gpu=gpu)
     if made is None:
         return Side(title, plan)

@@ -1,0 +1,101 @@
+"""What a run did, read from its folder: the plan, the events, the files. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from lorakit.errors import RunError
+from lorakit.events import (
+    Event,
+    PreviewDrawn,
+    RunFinished,
+    SheetDrawn,
+    UpdateFinished,
+    Validated,
+)
+from lorakit.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """A run as its folder tells it; an update that was done twice, before and after a stop, counts as it was last."""
+
+    folder: Path
+    plan: Plan
+    updates: tuple[UpdateFinished, ...]
+    validations: tuple[Validated, ...]
+    previews: tuple[PreviewDrawn, ...]
+    sheet: Path | None = None
+    end: RunFinished | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to the end of its plan."""
+        return self.end is not None and self.end.update == self.plan.settings.train.updates
+
+    @property
+    def file(self) -> Path:
+        """The LoRA."""
+        return self.folder / f"{self.plan.settings.name}.safetensors"
+
+    @property
+    def seconds_per_update(self) -> float | None:
+        """The median."""
+        return median(one.seconds for one in self.updates) if self.updates else None
+
+    @property
+    def memory(self) -> int:
+        """The peak in bytes."""
+        return max((one.memory for one in self.updates), default=0)
+
+    def last_previews(self) -> dict[str, Path]:
+        """The newest picture of each prompt that is still there."""
+        return {one.prompt: path for one in self.previews if (path := self.place(one.path)).is_file()}
+
+    def place(self, told: str) -> Path:
+        """Where a file that an event names lies now: the run's folder may have been moved since."""
+        path = Path(told)
+        return self.folder / path.parent.name / path.name
+
+
+def read(folder: Path) -> History:
+    """The history of the run in `folder`; RunError where there is none, or none that can be read."""
+    plan_file, events_file = folder / "plan.json", folder / "events.jsonl"
+    try:
+        plan = Plan.from_json(plan_file.read_text(encoding="utf-8"), str(plan_file))
+        lines = events_file.read_text(encoding="utf-8").splitlines() if events_file.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{folder} is no run's folder", why=str(error), fix="Name the folder of a run.") from error
+    events = [event for line in lines if (event := _event(line))]
+    sheets = [event for event in events if isinstance(event, SheetDrawn)]
+    ends = [event for event in events if isinstance(event, RunFinished)]
+    found = History(
+        folder=folder,
+        plan=plan,
+        updates=tuple({one.update: one for one in events if isinstance(one, UpdateFinished)}.values()),
+        validations=tuple({one.update: one for one in events if isinstance(one, Validated)}.values()),
+        previews=tuple(event for event in events if isinstance(event, PreviewDrawn)),
+        end=ends[-1] if ends else None,
+    )
+    sheet = found.place(sheets[-1].path) if sheets else None
+    return replace(found, sheet=sheet) if sheet and sheet.is_file() else found
+
+
+def smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:
+    """A running mean in which each value counts `share`, the first ones more."""
+    found: list[float] = []
+    for number, value in enumerate(values, 1):
+        weight = max(share, 1 / number)
+        found.append(value if not found else found[-1] + weight * (value - found[-1]))
+    return found
+
+
+def _event(line: str) -> Event | None:
+    """The event of a line; nothing for one that was cut short, or that another version wrote."""
+    try:
+        return Event.from_json(line)
+    except (ValueError, KeyError, TypeError):
+        return None
