@@ -6,6 +6,40 @@ from collections.abc import Iterator
 
 from lorakit.plan import Plan
 
+SLOWER = (
+    "look whether something else uses the device (`nvidia-smi`)",
+    "look whether the device is hot and lowers its clock",
+    "look whether its memory is nearly full: it then goes slowly before it runs out",
+)
+GROWING = (
+    "look whether something else runs in the process: a plugin that keeps what events hold, for one",
+    "`lorakit resume` after a stop begins with fresh memory; nothing is lost by it",
+)
+
+
+def gradients(plan: Plan) -> Iterator[str]:
+    """What to look at when gradients grow."""
+    if not plan.settings.train.max_grad_norm:
+        yield "train.max_grad_norm = 1: gradients are not shortened in this run"
+    yield from loss_spikes(plan)
+
+
+def dead(plan: Plan) -> Iterator[str]:
+    """What to look at when an adapter does not learn."""
+    yield f"lora.targets: does a gradient pass through {', '.join(plan.settings.lora.targets[:3])}?"
+    if plan.settings.optimizer.name != "adamw":
+        yield f"optimizer.name = 'adamw' instead of '{plan.settings.optimizer.name}'"
+    yield f"optimizer.learning_rate = {plan.settings.optimizer.learning_rate:g} may be too low"
+
+
+def previews(plan: Plan) -> Iterator[str]:
+    """What to look at when a preview shows nothing."""
+    yield "the earlier previews: if the first one is empty too, the model or its image coder is at fault"
+    rate = plan.settings.optimizer.learning_rate
+    yield f"an earlier checkpoint, and optimizer.learning_rate = {rate / 2:g} in a new run"
+    if plan.settings.sampling.guidance > 5:
+        yield f"sampling.guidance = {plan.settings.sampling.guidance:g} is much; 3 to 4 burn less"
+
 
 def out_of_memory(plan: Plan) -> Iterator[str]:
     """What to change, the cheapest first, leaving out what the plan does already.

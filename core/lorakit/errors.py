@@ -55,6 +55,10 @@ class TrainingError(LorakitError):
     exit_code = 1
 
 
+class NotFiniteError(TrainingError):
+    """The loss or a gradient is no finite number; nothing was changed by it."""
+
+
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if text.endswith((".", "!", "?", ":")) else text + "."

@@ -14,6 +14,18 @@ from lorakit import jsontext
 
 VERSION = 1  # of the JSON form
 
+AlarmKind = Literal[
+    "not finite",
+    "loss spike",
+    "gradient explosion",
+    "dead adapter",
+    "slow-down",
+    "memory growth",
+    "memory spill",
+    "out of memory",
+    "empty preview",
+]
+
 Phase = Literal["index", "cache text", "cache images", "load", "quantize", "calibrate", "recover", "train", "save"]
 
 
@@ -179,6 +191,21 @@ class Warned(Event):
     """Something that a person should know; training goes on."""
 
     message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm(Event):
+    """The figures of a run say that something goes wrong; `advice` is what to do, the likeliest first.
+
+    `count` is how many of its kind there were since the run began or went on. Training goes on, except after
+    `not finite` and `out of memory`, which an exception follows.
+    """
+
+    kind: AlarmKind
+    update: int
+    message: str
+    advice: tuple[str, ...] = ()
+    count: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorakit.errors import PluginError
-from lorakit.events import Event, PreviewDrawn, RunStopped, UpdateFinished, Validated, Warned
+from lorakit.events import Alarm, Event, PreviewDrawn, RunStopped, UpdateFinished, Validated, Warned
 
 
 class TensorBoard:
@@ -32,8 +32,8 @@ class TensorBoard:
                     self._writer.add_scalar(f"validation/{name}", value, event.update, event.time)
         elif isinstance(event, PreviewDrawn):
             self._picture(event)
-        elif isinstance(event, (Warned, RunStopped)):
-            text = event.message if isinstance(event, Warned) else f"stopped: {event.reason}"
+        elif isinstance(event, (Alarm, Warned, RunStopped)):
+            text = event.message if not isinstance(event, RunStopped) else f"stopped: {event.reason}"
             self._writer.add_text("notes", text, walltime=event.time)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ EXAMPLES = {
     "float": 0.1,
     "float | None": 0.2,
     "Phase": "cache text",
+    "AlarmKind": "loss spike",
     "tuple[float, ...]": (0.0, 0.5),
     "tuple[str, ...]": ("train.updates = 8, was 4",),
     "tuple[tuple[str, str], ...]": (("torch", "2.9"), ("lorakit", "0.1")),

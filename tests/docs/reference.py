@@ -109,8 +109,9 @@ def event_pages() -> str:
         own = [one for one in fields(kind) if one.name != "time"]
         lines += ["| field | type |", "|---|---|"]
         lines += [f"| `{one.name}` | `{one.type}` |" for one in own] + [""]
-    phases = ", ".join(f"`{one}`" for one in get_args(events.Phase))
-    return "\n".join([*lines, f"`Phase` is one of {phases}."])
+    words = {"Phase": events.Phase, "AlarmKind": events.AlarmKind}
+    told = [f"`{name}` is one of {', '.join(f'`{one}`' for one in get_args(kind))}." for name, kind in words.items()]
+    return "\n".join(lines) + "\n" + "\n\n".join(told)
 
 
 # Hooks --------------------------------------------------------------------------------------------------

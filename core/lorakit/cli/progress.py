@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -10,6 +11,7 @@ from rich.progress import Progress as Bars
 
 from lorakit.cli.quiet import hush
 from lorakit.events import (
+    Alarm,
     CheckpointSaved,
     EstimateChecked,
     Event,
@@ -52,6 +54,7 @@ class Progress:
         self._total = 0
         self._loss: float | None = None
         self._first: tuple[float, int] | None = None
+        self._raised: Counter[str] = Counter()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -80,15 +83,19 @@ class Progress:
                 self._say(f"  preview    {event.path}")
             case Warned():
                 self._say(f"warning: {event.message}", "yellow")
+            case Alarm():
+                self._alarm(event)
             case SheetDrawn():
                 strengths = ", ".join(f"{one:g}" for one in event.strengths)
                 self._say(f"pictures     {event.path} (strength {strengths})")
             case RunStopped():
                 self.close()
+                self._alarms()
                 self._say(f"stopped      {event.reason}, after update {event.update}")
                 self._say(f"go on with   lorakit resume {event.folder}")
             case RunFinished():
                 self.close()
+                self._alarms()
                 self._say(f"proof        {event.proof}", "green")
                 self._say(f"file         {event.lora}", "green")
                 if event.workflow:
@@ -114,6 +121,20 @@ class Progress:
                 self._say(f"file         {event.path}", "green")
                 self._say(f"errors       {event.report}")
                 self._say(f"done         in {duration(event.seconds)}")
+
+    def _alarm(self, event: Alarm) -> None:
+        """The first alarm of a kind; later ones are counted, and what ends the run is told by its error."""
+        self._raised[event.kind] += 1
+        if self._raised[event.kind] > 1 or event.kind in ("not finite", "out of memory"):
+            return
+        self._say(f"alarm        {event.message}", "yellow")
+        for number, step in enumerate(event.advice, 1):
+            self._say(f"             {number}. {step}")
+
+    def _alarms(self) -> None:
+        more = [f"{kind} {count} times" for kind, count in self._raised.items() if count > 1]
+        if more:
+            self._say(f"alarms       {', '.join(more)}", "yellow")
 
     def _compare(self, event: EstimateChecked) -> None:
         """What was estimated beside what was measured."""

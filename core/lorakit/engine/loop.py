@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lorakit.advice import loss_spikes
+from lorakit.alarms import Pass
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.checkpoint import State
 from lorakit.engine.draws import draw, seed_of
@@ -21,7 +22,7 @@ from lorakit.engine.modulation import Foresight, ModulationTable
 from lorakit.engine.optimizers import learning_rate
 from lorakit.engine.parts import Batch, Conditions, Denoiser, Said, Text
 from lorakit.engine.schedulers import Scheduler
-from lorakit.errors import RunError, TrainingError
+from lorakit.errors import NotFiniteError, RunError
 from lorakit.order import Turn
 from lorakit.plan import Plan
 
@@ -54,16 +55,23 @@ class Step:
     loss: float
     grad_norm: float
     learning_rate: float
+    passes: tuple[Pass, ...] = ()
+    reach: float | None = None
+    """The norm of the adapter's B halves before it, now and then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A batch on its device: clean latents and noise (B, C, H, W), noise levels (B,), what else the model is told."""
+    """A batch on its device: clean latents and noise (B, C, H, W), noise levels (B,), what else the model is told.
+
+    `drawn` are the draws and the levels made of them, as numbers.
+    """
 
     clean: Tensor
     noise: Tensor
     t: Tensor
     about: Batch
+    drawn: tuple[tuple[float, float], ...] = ()
 
 
 class Trainer:
@@ -90,6 +98,7 @@ class Trainer:
         self._patch, self.dtype, self.device = patch, dtype, adapter.flat.device
         self._conditions, self._table = conditions, table
         self._foresight: Foresight[int] = Foresight((), {})
+        self._drawn: list[tuple[float, float]] = []  # of the update under way
         modules = (module for host in adapter.hosts.values() for module in host.modules())
         self._drops = adapter.dropout > 0 or any(isinstance(one, nn.Dropout) and one.p > 0 for one in modules)
 
@@ -98,14 +107,20 @@ class Trainer:
         pictures = sum(len(turn.samples) for turn in turns)
         self.adapter.train()
         self.adapter.grad.zero_()
-        losses = torch.zeros((), device=self.device)
+        self._drawn.clear()
+        losses: list[Tensor] = []
         for turn in turns:
             with self._seeded("dropout", turn.first_pass, self._drops):
-                loss = self.loss(turn, samples).sum() / pictures
-                loss.backward()  # type: ignore[no-untyped-call]
-            losses += loss.detach()
+                loss = self.loss(turn, samples)
+                (loss.sum() / pictures).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
         norm = self.adapter.grad.norm()
-        self._check(float(losses), float(norm), turns)
+        told: list[float] = torch.cat([*losses, norm[None], *self._reach()]).tolist()  # the one wait for the device
+        shown = (index for turn in turns for index in turn.samples)
+        together = zip(shown, self._drawn, told, strict=False)  # norms stand after the losses
+        passes = tuple(Pass(sample, *drawn, value) for sample, drawn, value in together)
+        mean, length, reach = sum(told[:pictures]) / pictures, told[pictures], told[pictures + 1 :]
+        self._check(mean, length, passes)
         limit = self.plan.settings.train.max_grad_norm
         if limit:
             self.adapter.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
@@ -118,7 +133,14 @@ class Trainer:
         self.updates += 1
         self._follow()
         self.stepping = False
-        return Step(float(losses), float(norm), rate)
+        return Step(mean, length, rate, passes, reach[0] if reach else None)
+
+    def _reach(self) -> list[Tensor]:
+        """The norm of the adapter's B halves, (1,), after 1, 2, 4, 8 updates and so on, and each hundredth."""
+        if not self.updates or (self.updates.bit_count() > 1 and self.updates % 100):
+            return []
+        halves = [layer.lora_B.detach() for layer in self.adapter.layers.values()]
+        return [torch.stack(torch._foreach_norm(halves)).norm()[None]]
 
     def foresee(self, updates: Sequence[Sequence[Turn]], samples: Samples) -> None:
         """Work out ahead what the modulation layers answer in these updates."""
@@ -136,7 +158,9 @@ class Trainer:
     def loss(self, turn: Turn, samples: Samples) -> Tensor:
         """The weighted squared error of each picture of a batch, (B,), in fp32."""
         with self._foresight.at(turn.first_pass):
-            return self.score(self._prepared(turn, samples))
+            shown = self._prepared(turn, samples)
+            self._drawn += shown.drawn
+            return self.score(shown)
 
     def score(self, shown: Prepared) -> Tensor:
         """The weighted squared error of each picture of a batch that is prepared, (B,), in fp32."""
@@ -167,8 +191,9 @@ class Trainer:
         clean = torch.stack([item.latents for item in items]).float()
         noise = self.scheduler.noise(noise, offset)
         t = self.scheduler.level(u, self.tokens(clean))
+        drawn = tuple(zip(u.tolist(), t.tolist(), strict=True))
         clean, noise, t = (tensor.to(self.device) for tensor in (clean, noise, t))
-        return Prepared(clean, noise, t, self.told(items, texts))
+        return Prepared(clean, noise, t, self.told(items, texts), drawn)
 
     def told(self, items: Sequence[Item], texts: Sequence[Said]) -> Batch:
         """What the model is told of items that have these texts."""
@@ -225,13 +250,14 @@ class Trainer:
             decay = min(self.plan.settings.train.ema, (1 + self.updates) / (10 + self.updates))
             self.average.lerp_(self.adapter.flat.detach(), 1 - decay)
 
-    def _check(self, loss: float, norm: float, turns: Sequence[Turn]) -> None:
+    def _check(self, loss: float, norm: float, passes: Sequence[Pass]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        shown = ", ".join(sorted({self.describe(index) for turn in turns for index in turn.samples}))
-        raise TrainingError(
+        guilty = [one for one in passes if not math.isfinite(one.loss)] or passes
+        shown = sorted({f"{self.describe(one.sample)} at noise level {one.level:.4g}" for one in guilty})
+        raise NotFiniteError(
             f"the loss or gradient of update {self.updates + 1} is not a finite number (loss {loss}, gradient {norm})",
-            why=f"it was computed on {shown}",
+            why=f"it was computed on {', '.join(shown)}",
             fix=f"In a new run try, in this order: {'; '.join(loss_spikes(self.plan))}",
         )
 

@@ -7,10 +7,13 @@ import gc
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
-from lorakit.errors import ConfigError
+from lorakit.advice import out_of_memory
+from lorakit.errors import ConfigError, TrainingError
+from lorakit.plan import Plan
 
 
 def device_for(name: str) -> torch.device:
@@ -39,9 +42,36 @@ def peak(device: torch.device) -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
+def spilled(device: torch.device) -> int:
+    """Bytes that lie elsewhere than they should: a device's in host memory, or the process's on the disk.
+
+    Some drivers give more device memory than there is. Nothing here waits for the device.
+    """
+    if device.type == "cuda":
+        return max(0, torch.cuda.memory_reserved(device) - torch.cuda.get_device_properties(device).total_memory)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0  # another system than Linux
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSwap:")), 0)
+
+
 def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the device or on the host."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def exhausted(
+    device: torch.device, error: BaseException, update: int, plan: Plan
+) -> tuple[TrainingError, tuple[str, ...]]:
+    """What a person is told when memory ran out after `update` updates, and what to change, in order."""
+    ladder = tuple(out_of_memory(plan))
+    told = TrainingError(
+        f"the memory of {describe(device)} does not suffice, after update {update}",
+        why=next(iter(str(error).strip().splitlines()), ""),
+        fix=f"Change, in this order: {'; '.join(ladder)}.",
+    )
+    return told, ladder
 
 
 def release() -> None:

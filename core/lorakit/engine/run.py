@@ -12,7 +12,7 @@ import torch
 import torch.version
 
 from lorakit import workflow
-from lorakit.advice import out_of_memory
+from lorakit.alarms import Watch
 from lorakit.changes import fixed
 from lorakit.control import Control
 from lorakit.engine import checkpoint, lora_file, memory, preview
@@ -29,7 +29,7 @@ from lorakit.engine.run_folder import validated
 from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.source import cache_folder, locate
 from lorakit.engine.validation import Validator
-from lorakit.errors import TrainingError
+from lorakit.errors import NotFiniteError
 from lorakit.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -63,6 +63,7 @@ class Run:
         self.folder = plan.folder
         self.began = time.perf_counter()
         self.trainer: Trainer | None = None
+        self.watch = Watch(plan)
 
     def events(
         self, start: int = 0, notes: Sequence[str] = (), changed: Sequence[str] = ()
@@ -88,13 +89,13 @@ class Run:
         except BaseException as error:
             with suppress(Exception):  # what went wrong first is what is told
                 self._save_now()
+            if isinstance(error, NotFiniteError):
+                yield self.watch.raised("not finite", self._done(start) + 1, f"{error.what}; {error.why}")
             if not memory.is_exhausted(error):
                 raise
-            raise TrainingError(
-                f"the memory of {memory.describe(self.device)} does not suffice, after update {self._done(start)}",
-                why=str(error).strip().splitlines()[0] if str(error).strip() else "",
-                fix=f"Change, in this order: {'; '.join(out_of_memory(self.plan))}.",
-            ) from error
+            told, ladder = memory.exhausted(self.device, error, self._done(start), self.plan)
+            yield self.watch.raised("out of memory", self._done(start), told.what, ladder)
+            raise told from error
 
     def _work(self, start: int) -> Generator[Event, None, None]:
         cache = Cache(cache_folder(self.plan))
@@ -125,7 +126,7 @@ class Run:
             material.conditions,
             self.model.table,
         )
-        trainer.describe = lambda number: str(self.dataset.samples[number].path)
+        trainer.describe = self.watch.describe = lambda number: str(self.dataset.samples[number].path)
         if start:
             trainer.restore(checkpoint.load(self.folder, start, self.context.device))
         self.trainer = trainer
@@ -194,6 +195,7 @@ class Run:
             )
             yield done
             yield from checking.after(done)
+            yield from self.watch.after(done, step.passes, step.reach, memory.spilled(self.device))
             yield from self._at(trainer.updates, painter)
             then = time.perf_counter()
         seconds = time.perf_counter() - began
@@ -237,7 +239,9 @@ class Run:
             with self.adapter.at(1.0, self._average()):
                 picture = painter.draw(number, self.context.device, self.context.source.dtype)
             preview.save(picture, path)
-            yield PreviewDrawn(update=update, path=str(path), prompt=prompt)
+            drawn = PreviewDrawn(update=update, path=str(path), prompt=prompt)
+            yield drawn
+            yield from self.watch.picture(drawn)
 
     # -- saving --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,221 @@
+"""Early warning: what a run's own figures say before its result does.
+
+Everything is judged against the run's own past, by medians, so that a few odd values neither raise an alarm nor hide
+the next one. Nothing here is saved: a run that goes on learns its usual figures anew.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from PIL import Image, ImageStat
+
+from lorakit import advice
+from lorakit.events import Alarm, AlarmKind, PreviewDrawn, UpdateFinished
+from lorakit.plan import Plan
+
+BINS = 8
+"""Parts of the noise levels, each with its own usual loss: that of flow matching differs tenfold between them."""
+WINDOW = 64  # values that "usual" is the median of
+EARLY = 8  # the update at which memory is looked at for the first time
+HISTORY = 20  # values before anything is judged
+SIGMA = 1.4826  # a normal spread, in median absolute deviations
+SPREADS = 6.0  # how far out a loss must be, in usual spreads
+SPIKE = 2.0  # and how many times the usual loss
+UNSEEN = 4.0  # the same where a picture was not shown before, for pictures differ
+EXPLOSION = 10.0  # times the usual gradient norm
+STILL = 3  # updates without a gradient, or probes without a movement
+SLOW = 2.0  # times the first pace
+PACE = 20  # updates that a pace is the median of
+GROWTH = 4  # windows of memory that must all have grown
+GROWN = 1.05  # and by how much in all
+LEAST = 64 << 20  # bytes of growth that are worth a word
+DARK, FLAT, BURNT = 6.0, 3.0, 0.5
+"""Brightest mean and spread of a black picture, spread of a flat one, share of clipped colours of a saturated one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a picture's pass was: the sample, its draw in (0, 1), the noise level that was made of it, and the loss."""
+
+    sample: int
+    draw: float
+    level: float
+    loss: float
+
+
+class Watch:
+    """Follows one run; each answer is the alarms that a fact raises."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.describe: Callable[[int], str] = str  # a sample, in words, by its index
+        self._counts: Counter[str] = Counter()
+        self._losses = _Losses()
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._still = 0
+        self._moved: deque[float] = deque(maxlen=STILL)
+        self._pace: deque[float] = deque(maxlen=PACE)
+        self._first_pace = 0.0
+        self._memory: list[int] = []
+
+    def after(
+        self, update: UpdateFinished, passes: Sequence[Pass], reach: float | None, spilled: int = 0
+    ) -> Iterator[Alarm]:
+        """The alarms of an update.
+
+        `reach` is the norm of the adapter's B halves before it, where it was measured, and `spilled` the bytes that
+        the device or the process holds elsewhere than in its own memory.
+        """
+        yield from self._loss(update, passes)
+        yield from self._gradient(update)
+        yield from self._adapter(update, reach)
+        yield from self._speed(update)
+        yield from self._space(update, spilled)
+
+    def raised(self, kind: AlarmKind, update: int, message: str, advice: Sequence[str] = ()) -> Alarm:
+        """An alarm of a kind, counted."""
+        self._counts[kind] += 1
+        return Alarm(kind=kind, update=update, message=message, advice=tuple(advice), count=self._counts[kind])
+
+    def _loss(self, update: UpdateFinished, passes: Sequence[Pass]) -> Iterator[Alarm]:
+        found = self._losses.judged(passes)
+        if found is None:
+            return
+        worst, times = found
+        message = (
+            f"the loss of update {update.update} is {times:.1f} times what is usual for its pictures and noise levels, "
+            f"most of all {self.describe(worst.sample)} at noise level {worst.level:.4g}"
+        )
+        yield self.raised("loss spike", update.update, message, list(advice.loss_spikes(self._plan)))
+
+    def _gradient(self, update: UpdateFinished) -> Iterator[Alarm]:
+        norm, known = update.grad_norm, list(self._norms)
+        self._norms.append(norm)
+        if len(known) < HISTORY:
+            return
+        usual = statistics.median(known)
+        if usual > 0 and norm > EXPLOSION * usual:
+            message = (
+                f"the gradient of update {update.update} is {norm / usual:.0f} times as long as usual ({norm:.3g})"
+            )
+            yield self.raised("gradient explosion", update.update, message, list(advice.gradients(self._plan)))
+
+    def _adapter(self, update: UpdateFinished, reach: float | None) -> Iterator[Alarm]:
+        self._still = 0 if update.grad_norm else self._still + 1
+        why = ""
+        if self._still == STILL:
+            why = f"no gradient reached it in {STILL} updates"
+        if reach is not None:
+            self._moved.append(reach)
+            if reach == 0 and update.update > 1:
+                why = f"its B halves are all still 0 after {update.update - 1} updates"
+            elif len(self._moved) == STILL and len(set(self._moved)) == 1:
+                why = "its weights do not move"
+        if why:
+            message = f"the adapter learns nothing: {why}"
+            yield self.raised("dead adapter", update.update, message, list(advice.dead(self._plan)))
+
+    def _speed(self, update: UpdateFinished) -> Iterator[Alarm]:
+        self._pace.append(update.seconds)
+        if len(self._pace) < PACE:
+            return
+        now = statistics.median(self._pace)
+        if not self._first_pace:
+            self._first_pace = now
+            self._pace.clear()
+        elif now > SLOW * self._first_pace:
+            message = f"an update takes {now:.2g} s now, and took {self._first_pace:.2g} s at first"
+            yield self.raised("slow-down", update.update, message, list(advice.SLOWER))
+            self._pace.clear()  # the next word after as many updates again
+
+    def _space(self, update: UpdateFinished, spilled: int) -> Iterator[Alarm]:
+        if spilled > LEAST and (update.update == EARLY or update.update % WINDOW == 0):
+            message = f"{spilled / 1e9:.1f} GB do not lie in the memory where they belong, which makes everything slow"
+            yield self.raised("memory spill", update.update, message, list(advice.out_of_memory(self._plan)))
+        if update.update % WINDOW:
+            return
+        self._memory.append(update.memory)
+        last = self._memory[-GROWTH - 1 :]
+        grew = len(last) > GROWTH and all(one < other for one, other in pairwise(last))
+        if grew and last[-1] > GROWN * last[0] and last[-1] - last[0] > LEAST:
+            message = (
+                f"memory grows: {last[-1] / 1e9:.2f} GB, and {last[0] / 1e9:.2f} GB {GROWTH * WINDOW} updates before"
+            )
+            yield self.raised("memory growth", update.update, message, list(advice.GROWING))
+            self._memory.clear()
+
+    def picture(self, drawn: PreviewDrawn) -> Iterator[Alarm]:
+        """The alarm of a preview that shows nothing."""
+        with Image.open(drawn.path) as picture:
+            fault = shows_nothing(picture)
+        if fault:
+            message = f"the preview {Path(drawn.path).name} is {fault}: '{drawn.prompt[:60]}'"
+            kind: AlarmKind = "empty preview"
+            yield self.raised(kind, drawn.update, message, list(advice.previews(self._plan)))
+
+
+class _Losses:
+    """What loss is usual at a noise level, how a picture differs from that, and how much an update's mean does."""
+
+    def __init__(self) -> None:
+        self._bins: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(BINS)]
+        self._pictures: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=4))
+        self._spread: deque[float] = deque(maxlen=2 * WINDOW)
+
+    def judged(self, passes: Sequence[Pass]) -> tuple[Pass, float] | None:
+        """The pass that stands out most, and how many times the usual the loss is, where that is a spike."""
+        known: list[tuple[float, bool, Pass]] = []
+        for one in passes:
+            found = self._residual(one)
+            if found is not None:
+                known.append((*found, one))
+        if not known:
+            return None
+        mean = statistics.fmean(residual for residual, _, _ in known)
+        past = list(self._spread)
+        self._spread.append(mean)
+        if len(past) < HISTORY:
+            return None
+        usual = statistics.median(past)
+        spread = SIGMA * statistics.median(abs(one - usual) for one in past)
+        least = math.log(SPIKE if all(seen for _, seen, _ in known) else UNSEEN)
+        if mean - usual <= max(least, SPREADS * spread):
+            return None
+        return max(known, key=lambda one: one[0])[2], math.exp(mean - usual)
+
+    def _residual(self, one: Pass) -> tuple[float, bool] | None:
+        """How the logarithm of a loss differs from the usual, and whether the picture was seen before."""
+        value = math.log(max(one.loss, 1e-12))
+        held = self._bins[min(BINS - 1, int(one.draw * BINS))]
+        usual = statistics.median(held) if len(held) >= HISTORY // 4 else None
+        held.append(value)
+        if usual is None:
+            return None
+        own = self._pictures[one.sample]
+        residual = value - usual - (statistics.median(own) if own else 0.0)
+        seen = bool(own)
+        own.append(value - usual)
+        return residual, seen
+
+
+def shows_nothing(picture: Image.Image) -> str:
+    """What is wrong with a picture that shows nothing: black, flat or saturated; empty where it shows something."""
+    seen = picture.convert("RGB")
+    seen.thumbnail((128, 128))
+    measured = ImageStat.Stat(seen)
+    mean, spread = max(measured.mean), max(measured.stddev)
+    if mean < DARK and spread < DARK:
+        return "black"
+    if spread < FLAT:
+        return "flat"
+    pixels = seen.tobytes()
+    colours = [pixels[place : place + 3] for place in range(0, len(pixels), 3)]
+    clipped = sum(min(one) <= 2 and max(one) >= 253 for one in colours)
+    return "saturated" if clipped > BURNT * len(colours) else ""
