@@ -140,6 +140,22 @@ def test_runs_of_other_settings_are_not_taken_for_these(compared):
     assert "lora.rank" in said.err
 
 
+@pytest.mark.parametrize("change", ["train.updates=8", 'sampling.prompts=["another"]'])
+def test_nor_are_runs_of_another_length_or_other_prompts(compared, change):
+    assert compared()[0] == 0
+    code, said, _ = compared("--set", change)
+    assert code == 2
+    assert re.search("was begun otherwise: .*prompts|not the one that the run began with", said.err)
+
+
+def test_nor_are_runs_on_other_pictures(compared, pictures):
+    assert compared()[0] == 0
+    (pictures / "0.txt").write_text("another caption")
+    code, said, _ = compared()
+    assert code == 2
+    assert "the data are not those" in said.err
+
+
 def test_every_error_is_told_before_anything_is_trained(compared):
     code, said, trained = compared("--set", "sampling.width=1000001")
     assert code == 2
@@ -156,6 +172,8 @@ def test_every_error_is_told_before_anything_is_trained(compared):
         (["qwen/toy", "qwen/toy", "--train"], "named twice"),
         (["qwen/toy", "--train"], "one preset alone"),
         (["qwen/toy", "qwen/style", "--output", "x"], "no effect without --train"),
+        (["qwen/toy", "qwen/style", "--train", "--gpu", "4090"], "--gpu has no effect"),
+        (["qwen/toy", "qwen/style", "--train", "--markdown"], "--markdown has no effect"),
         (["qwen/toy", "nobody/toy", "--train"], "nobody"),
     ],
 )

@@ -56,6 +56,9 @@ def compare(
         raise ConfigError("--json and --markdown exclude each other", fix="Leave one of them out.")
     if output is not None and not trains:
         raise ConfigError("--output has no effect without --train", fix="Add --train, or leave it out.")
+    for name, said in (("--gpu", gpu is not None), ("--markdown", markdown)):
+        if trains and said:
+            raise ConfigError(f"{name} has no effect with --train", fix="Leave one of them out.")
     given = {"data": data, "trigger": trigger}
     layers = options.layers(kit, None, sets, given)
     if len(presets) < 2:

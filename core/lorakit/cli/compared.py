@@ -46,7 +46,7 @@ def train_all(kit: Kit, presets: Sequence[str], layers: Sequence[Layer], output:
 
 
 def _plans(kit: Kit, presets: Sequence[str], layers: Sequence[Layer], output: Path) -> list[Plan]:
-    """The plan of each, in a folder of its own, with the prompts of the first; every error before anything is done."""
+    """The plan of each, in a folder of its own, with the first one's seed and prompts; every error comes first."""
     from lorakit.cli.compare import planned
     from lorakit.config import Layer
 
@@ -54,8 +54,11 @@ def _plans(kit: Kit, presets: Sequence[str], layers: Sequence[Layer], output: Pa
     for title in presets:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", title)
         own = Layer({"name": name, "output": str(output)}, "lorakit compare")
-        first = {"sampling": {"prompts": plans[0].settings.sampling.prompts}} if plans else {}
-        plans.append(planned(kit, title, [Layer(first, f"the prompts of {presets[0]}"), *layers, own]))
+        first: dict[str, object] = {}
+        if plans:
+            settings = plans[0].settings
+            first = {"seed": settings.seed, "sampling": {"prompts": settings.sampling.prompts}}
+        plans.append(planned(kit, title, [Layer(first, f"the seed and prompts of {presets[0]}"), *layers, own]))
     wrong = [f"{title}: {one.message}" for title, plan in zip(presets, plans, strict=True) for one in plan.errors]
     if wrong:
         raise ConfigError("; ".join(wrong), fix="Nothing was trained.")
@@ -65,13 +68,18 @@ def _plans(kit: Kit, presets: Sequence[str], layers: Sequence[Layer], output: Pa
 def _events(kit: Kit, plan: Plan, control: Control) -> Iterator[Event]:
     """What is still to be done of a plan: all of it, the rest of it, or nothing."""
     from lorakit import history
-    from lorakit.changes import fixed, refuse_changed
+    from lorakit.changes import compared
 
     if not (plan.folder / "plan.json").is_file():
         yield from kit.train(plan, control)
         return
     done = history.read(plan.folder)
-    refuse_changed(plan, fixed(done.plan))
-    if done.finished and done.plan.settings.train.updates == plan.settings.train.updates:
+    _, changed = compared(done.plan, plan)
+    if changed:
+        raise ConfigError(
+            f"the run in {plan.folder} was begun otherwise: {'; '.join(changed)}",
+            fix="Ask for the same again, or name another --output.",
+        )
+    if done.finished:
         return
     yield from kit.resume(plan.folder, control)
