@@ -27,11 +27,12 @@ EARLY = 8  # the update at which memory is looked at for the first time
 HISTORY = 20  # values before anything is judged
 SIGMA = 1.4826  # a normal spread, in median absolute deviations
 SPREADS = 6.0  # how far out a loss must be, in usual spreads
-SPIKE = 2.0  # and how many times the usual loss
-UNSEEN = 4.0  # the same where a picture was not shown before, for pictures differ
+SPIKE = 3.0  # and how many times the usual loss: of 1,440 single passes of the toy, none was
+UNSEEN = 6.0  # the same where a picture was shown less than twice, for pictures differ
 EXPLOSION = 10.0  # times the usual gradient norm
 STILL = 3  # updates without a gradient, or probes without a movement
 SLOW = 2.0  # times the first pace
+LATE = 0.1  # seconds by which an update is late at least
 PACE = 20  # updates that a pace is the median of
 GROWTH = 4  # windows of memory that must all have grown
 GROWN = 1.05  # and by how much in all
@@ -130,7 +131,7 @@ class Watch:
         if not self._first_pace:
             self._first_pace = now
             self._pace.clear()
-        elif now > SLOW * self._first_pace:
+        elif now > max(SLOW * self._first_pace, self._first_pace + LATE):
             message = f"an update takes {now:.2g} s now, and took {self._first_pace:.2g} s at first"
             yield self.raised("slow-down", update.update, message, list(advice.SLOWER))
             self._pace.clear()  # the next word after as many updates again
@@ -191,7 +192,7 @@ class _Losses:
         return max(known, key=lambda one: one[0])[2], math.exp(mean - usual)
 
     def _residual(self, one: Pass) -> tuple[float, bool] | None:
-        """How the logarithm of a loss differs from the usual, and whether the picture was seen before."""
+        """How the logarithm of a loss differs from the usual, and whether the picture was seen often enough to tell."""
         value = math.log(max(one.loss, 1e-12))
         held = self._bins[min(BINS - 1, int(one.draw * BINS))]
         usual = statistics.median(held) if len(held) >= HISTORY // 4 else None
@@ -200,7 +201,7 @@ class _Losses:
             return None
         own = self._pictures[one.sample]
         residual = value - usual - (statistics.median(own) if own else 0.0)
-        seen = bool(own)
+        seen = len(own) > 1
         own.append(value - usual)
         return residual, seen
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorakit import workflow
+from lorakit import jsontext, workflow
 from lorakit.dataset import Dataset, Sizing, previewed
 from lorakit.errors import ConfigError, ModelError
 from lorakit.family import Family, Variant
@@ -16,7 +15,7 @@ from lorakit.plan import Plan
 from lorakit.problem import Problem
 from lorakit.registry import Part
 from lorakit.request import Request
-from lorakit.single_file import header
+from lorakit.single_file import PICKLED, header
 from lorakit.words import count
 
 TOY = "toy"
@@ -157,7 +156,7 @@ def _complete(folder: Path, family: Family, variant: Variant, where: str) -> Non
 def _predicts(folder: Path, asked: str | None, request: Request) -> None:
     """What the settings say that a model predicts must be what its own scheduler says, where that can be read now."""
     try:
-        own = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))[
+        own = jsontext.parse((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))[
             "prediction_type"
         ]
     except (OSError, ValueError, KeyError, TypeError):
@@ -242,6 +241,13 @@ def recovery(quantization: dict[str, Any], request: Request) -> None:
             where=where,
             fix=f"Make one with `lorakit recover --family {request.settings.family} --quantization "
             f"{quantization['name']} -o {file}`, or check the path.",
+        )
+    if Path(file).suffix.lower() in PICKLED:
+        raise ModelError(
+            f"the recovery adapter {file} is pickled",
+            where=where,
+            why="reading a pickle runs whatever program its author put in it",
+            fix="Use a .safetensors file.",
         )
     if quantization["name"] == "none":
         raise ConfigError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lorakit.secret import redacted
+
 
 class LorakitError(Exception):
     """Anything a user can mend; shown without a traceback.
@@ -18,7 +20,7 @@ class LorakitError(Exception):
 
     def __str__(self) -> str:
         parts = (self.what, self.where and f"Set in {self.where}", self.why, self.fix)
-        return " ".join(_sentence(part) for part in parts if part)
+        return redacted(" ".join(_sentence(part) for part in parts if part))
 
 
 class ConfigError(LorakitError):

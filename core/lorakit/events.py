@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from lorakit import jsontext
+from lorakit.secret import redacted
 
 VERSION = 1  # of the JSON form
 
@@ -36,8 +37,8 @@ class Event:
     time: float = field(default_factory=time.time)
 
     def to_json(self) -> str:
-        """One line of JSON, the kind of event under `event`."""
-        return json.dumps({"event": type(self).__name__, "version": VERSION, **asdict(self)})
+        """One line of JSON without secrets, the kind of event under `event`."""
+        return redacted(json.dumps({"event": type(self).__name__, "version": VERSION, **asdict(self)}))
 
     @staticmethod
     def from_json(line: str) -> Event:

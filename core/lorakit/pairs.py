@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit import pictures
+from lorakit import jsontext, pictures
 from lorakit.errors import DataError
 
 NUMBERED = re.compile(r"^(.+)_(\d+)$")  # maya_2 is the second reference of maya
@@ -79,7 +78,7 @@ def listed(file: Path) -> Iterator[Entry]:
 
 def _entry(file: Path, number: int, line: str) -> Entry:
     try:
-        table: Any = json.loads(line)
+        table: Any = jsontext.parse(line)
         if not isinstance(table, dict):
             raise ValueError("it is not a table")
         named: dict[str, Any] = {ALIASES.get(str(key), str(key)): value for key, value in table.items()}

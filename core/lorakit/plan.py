@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from lorakit import jsontext
 from lorakit.errors import ConfigError, RunError
 from lorakit.order import Arithmetic
 from lorakit.planned import Planned
 from lorakit.problem import Problem
 from lorakit.rules import Choice
+from lorakit.secret import redacted
 
 VERSION = 1  # of the JSON form
 DERIVED = "from the other, by the run's arithmetic"
@@ -46,14 +47,14 @@ class Plan(BaseModel):
         return tuple(problem for problem in self.problems if problem.severity == "error")
 
     def to_json(self) -> str:
-        """The plan as JSON text that `from_json` reads back equal."""
-        return self.model_dump_json(indent=1) + "\n"
+        """The plan as JSON text without secrets, that `from_json` reads back equal."""
+        return redacted(self.model_dump_json(indent=1)) + "\n"
 
     @staticmethod
     def from_json(text: str, where: str = "plan.json") -> Plan:
         """The plan that `to_json` wrote; what `lorakit plan --json` adds, its estimate, is left out."""
         try:
-            table = json.loads(text)
+            table = jsontext.parse(text)
             if isinstance(table, dict):
                 table.pop("estimate", None)
             plan = Plan.model_validate(table)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorakit import jsontext
 from lorakit.errors import ModelError
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
@@ -39,7 +39,7 @@ def header(file: Path, where: str = "") -> Header:
             length = int.from_bytes(opened.read(8), "little")
             if not 0 < length <= min(LONGEST, file.stat().st_size - 8):
                 raise ValueError("its length does not fit")
-            table = json.loads(opened.read(length))
+            table = jsontext.parse(opened.read(length))
         table.pop("__metadata__", None)
         return {name: Stored(one["dtype"], tuple(one["shape"])) for name, one in table.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

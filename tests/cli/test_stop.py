@@ -1,4 +1,4 @@
-"""Ctrl-C saves and leaves with 130; resume goes on from there."""
+"""Ctrl-C and SIGTERM save and leave with 130, a kill leaves the newest checkpoint; resume goes on from there."""
 
 import json
 import os
@@ -14,30 +14,48 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
-def test_interrupt_and_resume(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)
+def test_stop_and_resume(tmp_path, number):
     command = [sys.executable, "-m", "lorakit", "train", "--family", "qwen", "--preset", "toy", "--json"]
     command += ["--data", str(PICTURES), "--trigger", "sks", "--name", "one", "--output", str(tmp_path)]
-    settings = ("train.updates=60", "sampling.every=0", "sampling.strengths=[]", "sampling.prompts=[]")
+    settings = (
+        "train.updates=16",
+        "save.every=2",
+        "train.resolution=48",
+        "validation.every=0",
+        "sampling.every=0",
+        "sampling.strengths=[]",
+        "sampling.prompts=[]",
+    )
     for setting in settings:
         command += ["--set", setting]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET)
     assert process.stdout is not None
     for line in process.stdout:
-        if json.loads(line)["event"] == "UpdateFinished":
-            process.send_signal(signal.SIGINT)
+        if json.loads(line)["event"] == "CheckpointSaved":
+            process.send_signal(number)
             break
     rest, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    last = json.loads(rest.splitlines()[-1])
-    assert last["event"] == "RunStopped"
-    assert last["reason"] == "SIGINT"
-    assert 1 <= last["update"] < 60
+    assert "Traceback" not in errors
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        wanted = "going on after update "
+    else:
+        assert process.returncode == 130, errors
+        last = json.loads(rest.splitlines()[-1])
+        assert (last["event"], last["reason"]) == ("RunStopped", number.name)
+        assert 1 <= last["update"] <= 16
+        wanted = f"going on after update {last['update']}"
 
     again = subprocess.run(
-        [sys.executable, "-m", "lorakit", "resume", str(tmp_path / "one")], capture_output=True, text=True, env=QUIET
+        [sys.executable, "-m", "lorakit", "resume", str(tmp_path / "one"), "--set", "train.updates=18"],
+        capture_output=True,
+        text=True,
+        env=QUIET,
     )
     assert again.returncode == 0, again.stderr
-    assert f"going on after update {last['update']}" in again.stdout
+    assert wanted in again.stdout
+    assert "changed      train.updates = 18, was 16" in again.stdout
     assert "proof        diffusers" in again.stdout
     assert (tmp_path / "one" / "one.safetensors").is_file()
     assert "Traceback" not in again.stderr

@@ -103,6 +103,35 @@ def test_full_metadata_tells_how_it_was_made(make_plan, written, pictures):
     assert not any(own_paths in about[key] for key in about if key != "ss_sd_model_name")
 
 
+LEAKS = {
+    "full": {"folder", "caption", "prompt", "trigger", "name"},
+    "minimal": {"trigger", "name"},
+    "none": set(),
+}
+
+
+@pytest.mark.parametrize("level", LEAKS)
+def test_what_each_level_of_metadata_gives_away(make_plan, written, pictures, tmp_path, monkeypatch, level):
+    """Looked for in the whole file; the path, the picture's name, the hub's token and the output are in none."""
+    folder = pictures.rename(tmp_path / "secretfolder")
+    (folder / "0.png").rename(folder / "secretpicture.png")
+    (folder / "0.txt").rename(folder / "secretpicture.txt")
+    (folder / "secretpicture.txt").write_text("secretcaption, on a chair")
+    monkeypatch.setenv("HF_TOKEN", "secrettoken")
+    plan = make_plan(
+        data=[{"folder": str(folder)}],
+        trigger="secrettrigger",
+        name="secretname",
+        output=str(tmp_path / "secretoutput"),
+        sampling={"prompts": ["secretprompt", "the secrettoken"], "every": 1},
+        save={"metadata": level},
+    )
+    path, _ = written(plan)
+    found = set(re.findall(rb"secret(\w+)", path.read_bytes()))
+    assert {one.decode() for one in found} == LEAKS[level]
+    assert str(tmp_path).encode() not in path.read_bytes()
+
+
 @pytest.mark.parametrize("detail", ["full", "minimal"])
 def test_the_sampling_that_belongs_to_it_is_told(make_plan, written, detail):
     plan = make_plan(save={"metadata": detail}, sampling={"recipe": "comfyui", "guidance": 1, "steps": 9})

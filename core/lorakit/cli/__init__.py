@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import click
 
+from lorakit.cli.quiet import shown
 from lorakit.errors import LorakitError
 from lorakit.kit import Kit
 from lorakit.version import __version__
@@ -33,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
         code = build(kit).main(args=rest, prog_name="lorakit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except LorakitError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {shown(str(error))}", err=True)
         return error.exit_code
     except click.NoSuchOption as error:
         error.show()
@@ -105,8 +106,8 @@ def _bug(error: Exception) -> int:
         traceback.print_exc()
     else:
         click.echo(
-            f"error: lorakit failed in a way it should not: {type(error).__name__}: {error}. This is a bug; please "
-            "report it with the output of the same command under LORAKIT_DEBUG=1.",
+            f"error: lorakit failed in a way it should not: {type(error).__name__}: {shown(str(error))}. This is a "
+            "bug; please report it with the output of the same command under LORAKIT_DEBUG=1.",
             err=True,
         )
     return 1

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from lorakit.cli.quiet import hush
+from lorakit.cli.quiet import hush, shown
 from lorakit.events import (
     Alarm,
     CheckpointSaved,
@@ -148,7 +148,7 @@ class Progress:
         self._bars.stop()
 
     def _say(self, line: str, style: str | None = None) -> None:
-        self.console.print(line, style=style, markup=False, soft_wrap=True)
+        self.console.print(shown(line), style=style, markup=False, soft_wrap=True)
 
     def _start(self, event: PhaseStarted) -> None:
         if event.phase != "index":  # which waits for no model library
@@ -160,7 +160,7 @@ class Progress:
 
     def _advance(self, done: int, note: str) -> None:
         if self._task is not None:
-            self._bars.update(self._task, completed=done, note=note[:40])
+            self._bars.update(self._task, completed=done, note=shown(note[:40]))
 
     def _update(self, event: UpdateFinished) -> None:
         self._loss = event.loss if self._loss is None else SMOOTH * self._loss + (1 - SMOOTH) * event.loss

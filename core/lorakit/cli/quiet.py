@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+
+from lorakit.secret import redacted
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal obeys instead of showing it; line breaks and tabs are neither."""
+
+
+def shown(text: str) -> str:
+    """The text as a terminal may have it: without secrets, and without what would move its cursor or rename it."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", redacted(text))
 
 
 def hush() -> None:

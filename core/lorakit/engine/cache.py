@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from lorakit import jsontext
+from lorakit.engine.headers import opened
 from lorakit.errors import DataError
+
+DIGEST = "sha256"
+"""The key of a value's checksum in its file's metadata."""
 
 SETTLED = 2_000_000_000
 """Nanoseconds after which a file that changes again must get another time stamp, on any file system."""
@@ -33,14 +39,14 @@ class FileHashes:
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         with contextlib.suppress(OSError, ValueError):  # the first run, or a torn file: everything is hashed again
-            self._known = json.loads(path.read_text(encoding="utf-8"))
+            self._known = jsontext.table(path.read_bytes())
 
     def of(self, path: Path) -> str:
         """The hexadecimal digest of the file's bytes."""
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         known = self._known.get(str(path.absolute()))
-        if known and known[0] == stamp:
+        if isinstance(known, list) and len(known) == 2 and known[0] == stamp:
             return str(known[1])
         with path.open("rb") as file:
             digest = _digest(file)
@@ -73,35 +79,52 @@ def _digest(file: BinaryIO) -> str:
     return made.hexdigest()
 
 
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of tensors on the CPU: their names, forms and bytes."""
+    made = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        made.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        made.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
 class Cache:
     """A folder of safetensors files, each named by its key."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = FileHashes(folder / "files.json")
+        self._sound: set[str] = set()  # what was held against its checksum once, and is read without from then on
 
     def key(self, **facts: Any) -> str:
         """The name of a value: a digest of everything that it depends on."""
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def __contains__(self, key: str) -> bool:
+        """Whether there is a value under `key`, whole and as it was stored."""
         try:
-            with safe_open(self._path(key), framework="pt"):  # reads the header, and finds a file that is not whole
-                return True
-        except (SafetensorError, OSError):
+            return bool(self.load(key))
+        except KeyError:
             return False
 
     def load(self, key: str) -> dict[str, Tensor]:
-        """The tensors under `key`; KeyError where there are none, or where the file is not whole."""
+        """The tensors under `key`; KeyError where there are none, or where they are not those that were stored."""
         try:
-            return safetensors.torch.load_file(self._path(key))
+            with opened(self._path(key)) as file:
+                told = dict(file.metadata() or {}).get(DIGEST)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            if key not in self._sound and told != _content(tensors):
+                raise KeyError(key)
         except (SafetensorError, OSError):
             raise KeyError(key) from None
+        self._sound.add(key)
+        return tensors
 
     def store(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors under `key`, whole or not at all."""
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(self._path(key), safetensors.torch.save(held))
+        self._sound.discard(key)
+        write_atomically(self._path(key), safetensors.torch.save(held, {DIGEST: _content(held)}))
 
     def remove(self, key: str) -> None:
         """Forget `key`."""

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from lorakit import jsontext
 from lorakit.engine.cache import sync, write_atomically
+from lorakit.engine.headers import check
 from lorakit.engine.packing import pack, unpack
 from lorakit.errors import RunError
 
 NAME = re.compile(r"^update-(\d{1,18})$")
 STATE, FACTS = "state.safetensors", "state.json"
-UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, SafetensorError)
+UNREADABLE = (OSError, ArithmeticError, ValueError, KeyError, IndexError, TypeError, AttributeError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ def newest(run: Path) -> Newest:
         if not damaged[update]:
             del damaged[update]
             facts = _facts(place)
-            return Newest(update, damaged, dict(facts.get("settings", {})), tuple(_altered(place, facts)))
+            return Newest(update, damaged, facts["settings"], tuple(_altered(place, facts)))
     if damaged:
         update, why = next(iter(damaged.items()))
         raise RunError(
@@ -198,6 +200,7 @@ def load(run: Path, update: int, device: torch.device) -> State:
     try:
         if why := fault(place):
             raise ValueError(why)
+        check(place / STATE)
         facts, tensors = _facts(place), safetensors.torch.load_file(place / STATE)
         parts, groups, more = (unpack(facts[name], device, tensors) for name in ("optimizer", "groups", "more"))
         average = tensors["average"].to(device) if "average" in tensors else None
@@ -215,6 +218,11 @@ def _facts(place: Path) -> dict[str, Any]:
     facts = jsontext.table((place / FACTS).read_bytes())
     if facts.pop("sha256", None) != _digest(facts):
         raise ValueError(f"{FACTS} is not as it was written")
+    tables = [facts.get(name) for name in ("files", "settings")]
+    if not all(isinstance(one, dict) for one in tables) or not all(
+        map(isinstance, facts["files"].values(), repeat(str))
+    ):
+        raise ValueError(f"{FACTS} does not say what it must")
     return facts
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorakit.engine.headers import opened
 from lorakit.errors import ModelError
 
 KEY = re.compile(r"^(?:transformer\.|diffusion_model\.)?(?P<layer>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight$")
@@ -58,7 +59,7 @@ class Recovery:
 def read(path: Path) -> Recovery:
     """The recovery adapter in `path`, whole and of one rank."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with opened(path) as file:
             about = dict(file.metadata() or {})
             halves: dict[str, dict[str, Tensor]] = {}
             for key in file.keys():  # noqa: SIM118  (not a mapping)

@@ -17,6 +17,7 @@ from lorakit.engine.adapter import Adapter
 from lorakit.engine.source import DTYPES
 from lorakit.family import Family
 from lorakit.plan import Plan
+from lorakit.secret import redacted
 
 SAMPLING = ("recipe", "guidance", "steps", "shift")
 """Settings of previews with which the file is drawn as it was shown."""
@@ -29,7 +30,7 @@ def encode(plan: Plan, family: Family, adapter: Adapter, dataset: Dataset, updat
     """The whole file, header and all."""
     held = layouts.tensors(adapter, family, DTYPES[plan.settings.save.dtype])
     body = safetensors.torch.save(held)
-    about = metadata(plan, family, dataset, update)
+    about = {name: redacted(value) for name, value in metadata(plan, family, dataset, update).items()}
     if about:
         digest = hashlib.sha256(_tensor_bytes(body)).hexdigest()
         about |= {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}

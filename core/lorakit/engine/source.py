@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lorakit import jsontext
 from lorakit.checks import TOY
 from lorakit.engine.cache import Cache
 from lorakit.engine.parts import Source
@@ -49,7 +49,7 @@ def scheduler_config(source: Source) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = jsontext.parse(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is not a table")
     except (OSError, ValueError) as error:
@@ -83,6 +83,16 @@ def _unpacked(file: Path, plan: Plan, family: Family) -> Path:
     return _made(cache_folder(plan) / "models" / digest[:32], lambda aside: family.unpack(file, config, aside))
 
 
+def _put(aside: Path, folder: Path) -> None:
+    """Move what was made to its place, unless another process was faster: somebody may read there already."""
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+
+
 def _made(folder: Path, make: Callable[[Path], None]) -> Path:
     """A folder that is made once, whole or not at all."""
     if not (folder / "complete").exists():
@@ -91,8 +101,7 @@ def _made(folder: Path, make: Callable[[Path], None]) -> Path:
             aside.mkdir(parents=True, exist_ok=True)
             make(aside)
             (aside / "complete").touch()
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.replace(folder)
+            _put(aside, folder)
         except OSError as error:
             raise RunError(f"{folder} cannot be written", where="output", why=str(error)) from error
         finally:

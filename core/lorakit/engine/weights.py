@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lorakit import jsontext
+from lorakit.engine.headers import opened as sound
 from lorakit.errors import ModelError
 
 INDEX = ".safetensors.index.json"
@@ -105,7 +107,10 @@ class Weights:
         """The file of each tensor."""
         indices = sorted(self.folder.glob(f"*{INDEX}"), key=_length)
         if indices:
-            table = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
+            table = jsontext.parse(indices[0].read_text(encoding="utf-8"))["weight_map"]
+            strangers = [file for file in table.values() if Path(file).name != file]
+            if strangers:
+                raise ValueError(f"{indices[0].name} names {strangers[0]}, which is not a file beside it")
             return {str(name): self.folder / file for name, file in table.items()}
         files = sorted(self.folder.glob("*.safetensors"), key=_length)
         if not files:
@@ -130,11 +135,11 @@ class Weights:
 
 def _places(file: Path) -> dict[str, Place]:
     """Where a file's tensors lie; safetensors' own reader is asked first whether the file is whole and sound."""
-    with safe_open(file, framework="pt", device="cpu"):
+    with sound(file):
         pass
     with file.open("rb") as opened:
         header = int.from_bytes(opened.read(8), "little")
-        table = json.loads(opened.read(header))
+        table = jsontext.parse(opened.read(header))
     table.pop("__metadata__", None)
     strange = sorted({about["dtype"] for about in table.values()} - set(DTYPES))
     if strange:
