@@ -72,7 +72,11 @@ def _told(old: Plan, new: Plan) -> Iterator[str]:
     was, now = (dict(leaves(plan.settings.model_dump(mode="json"))) for plan in (old, new))
     for name in now:
         if name in was and was[name] != now[name]:
-            yield f"{name} = {now[name]!r}, was {was[name]!r}"
+            yield f"{name} = {_shown(now[name])}, was {_shown(was[name])}"
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 def _open() -> str:
