@@ -1,7 +1,8 @@
 """A long run of tiny updates: does memory, the number of open files or the time of an update grow?
 
 `python benchmarks/soak.py [UPDATES]` trains the toy for so many updates (20,000), with checkpoints each 500 and
-previews each 2,000, and prints a line fitted to each figure: its value at the start, and its growth over the whole run.
+previews each 2,000, and prints a line fitted to each figure: its value at the start, and its growth over the whole run
+and over its second half.
 """
 
 from __future__ import annotations
@@ -68,7 +69,12 @@ def main(updates: int) -> None:
     names = ("memory, MB", "open files", "Python objects", "CPU ms an update")
     for number, name in enumerate(names, 1):
         slope, start = np.polyfit(table[:, 0], table[:, number], 1)
-        print(f"{name:18} {start:12.2f}  growth over the run {slope * updates:+.3f} ({slope * updates / start:+.2%})")
+        half = table[table[:, 0] > updates / 2]
+        late = np.polyfit(half[:, 0], half[:, number], 1)[0]
+        print(
+            f"{name:18} {start:12.2f}  growth over the run {slope * updates:+.3f} ({slope * updates / start:+.2%}), "
+            f"in its second half {late * updates / 2:+.3f}"
+        )
     print("alarms            ", dict(alarms) or "none")
 
 

@@ -64,7 +64,7 @@ class Watch:
         self._moved: deque[float] = deque(maxlen=STILL)
         self._pace: deque[float] = deque(maxlen=PACE)
         self._first_pace = 0.0
-        self._memory: list[int] = []
+        self._memory: deque[int] = deque(maxlen=GROWTH + 1)
 
     def after(
         self, update: UpdateFinished, passes: Sequence[Pass], reach: float | None, spilled: int = 0
@@ -143,7 +143,7 @@ class Watch:
         if update.update % WINDOW:
             return
         self._memory.append(update.memory)
-        last = self._memory[-GROWTH - 1 :]
+        last = list(self._memory)
         grew = len(last) > GROWTH and all(one < other for one, other in pairwise(last))
         if grew and last[-1] > GROWN * last[0] and last[-1] - last[0] > LEAST:
             message = (

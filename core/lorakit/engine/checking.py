@@ -28,6 +28,8 @@ class Checking:
 
     def after(self, update: UpdateFinished) -> Iterator[Event]:
         """What there is to say after an update: something after the twentieth, and nothing else."""
+        if len(self._seconds) == UPDATES:
+            return  # it is said, and nothing more is kept
         self._seconds.append(update.seconds)
         if len(self._seconds) == UPDATES:
             yield self._checked(update)

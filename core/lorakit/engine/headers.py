@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 MOST = 16 << 20
-"""Bytes of a header. That of Qwen-Image's largest shard has 0.1 MB; kohya's tag statistics may bring a few more."""
+"""Bytes of a header. That of a model's shard has about 0.1 MB; kohya's tag statistics may bring a few more."""
 
 
 def check(path: Path) -> None:
