@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # plugins that bring a family are loaded for `lorakit --help`
 
 
 AHEAD = 64
-"""Batches whose modulation is worked out at once: one transfer of those weights serves them all."""
+"""Passes whose modulation is worked out at once, or those of an update: one transfer of the weights serves them all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from lorakit.engine.parts import Batch, Text
 from lorakit.engine.preview import denoise
 from lorakit.errors import ConfigError
 from lorakit.events import RunFinished
-from lorakit.order import Turn
+from lorakit.order import AHEAD, Turn
 from tests.core.fake import make_kit
 from tests.engine.quantized import context_of, drained, make_plan, write_scenes
 
@@ -106,6 +108,36 @@ def test_a_whole_run_with_it_proves_its_file(tmp_path):
     events = list(Kit().train(plan))
     assert isinstance(events[-1], RunFinished)
     assert "scale 1.000" in events[-1].proof
+
+
+def test_no_more_is_held_than_the_answers_of_a_few_passes(tmp_path, monkeypatch):
+    """Not the batches that they are worked out for, and no more of them where batches are large."""
+    pictures = write_scenes(tmp_path / "pictures", 16, 1)
+    train = {"updates": 6, "batch_size": 8, "accumulation": 3}
+    sampling = {"every": 0, "strengths": [], "steps": 2}
+    tables = {"train": train, "sampling": sampling, "save": {"every": 0}, "speed": {"modulation": "table"}}
+    passes, alive, most, inside = [], weakref.WeakSet(), [], []
+    foresee, prepared = Trainer.foresee, Trainer.prepared
+
+    def counted(self, updates, samples):
+        passes.append(sum(len(turn.samples) for turns in updates for turn in turns))
+        inside.append(True)
+        foresee(self, updates, samples)
+        inside.clear()
+
+    def watched(self, *given):
+        found = prepared(self, *given)
+        if inside:
+            alive.add(found.clean)
+            most.append(len(alive))
+        return found
+
+    monkeypatch.setattr(Trainer, "foresee", counted)
+    monkeypatch.setattr(Trainer, "prepared", watched)
+    list(Kit().train(make_plan(tmp_path / "runs", pictures, **tables)))
+    assert sum(passes) == 6 * 24
+    assert max(passes) <= AHEAD
+    assert max(most) <= 2
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -145,15 +145,15 @@ class Trainer:
     def foresee(self, updates: Sequence[Sequence[Turn]], samples: Samples) -> None:
         """Work out ahead what the modulation layers answer in these updates."""
         if self._table is not None:
-            shown = {turn.first_pass: self._prepared(turn, samples) for turns in updates for turn in turns}
-            self._foresight = self.foreseen({key: (one.t, one.about) for key, one in shown.items()})
+            prepared = ((turn, self._prepared(turn, samples)) for turns in updates for turn in turns)
+            self._foresight = self.foreseen((turn.first_pass, one.t, one.about) for turn, one in prepared)
 
     @torch.no_grad()
-    def foreseen(self, told: Mapping[int, tuple[Tensor, Batch]]) -> Foresight[int]:
-        """What the modulation layers answer, by key, at these noise levels to what else is told."""
+    def foreseen(self, told: Iterable[tuple[int, Tensor, Batch]]) -> Foresight[int]:
+        """What the modulation layers answer, by key, at noise levels to batches, which are asked for one by one."""
         if self._table is None:
             return Foresight((), {})
-        return self._table.foresee({key: self.denoiser.condition(t, about) for key, (t, about) in told.items()})
+        return self._table.foresee({key: self.denoiser.condition(t, about) for key, t, about in told})
 
     def loss(self, turn: Turn, samples: Samples) -> Tensor:
         """The weighted squared error of each picture of a batch, (B,), in fp32."""

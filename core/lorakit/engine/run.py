@@ -205,7 +205,7 @@ class Run:
     def _foreseen(self, trainer: Trainer, material: Material) -> Iterator[Sequence[Turn]]:
         """The batches of every update to come, worked out ahead some updates at a time."""
         coming = turns(self.dataset, self.plan.settings.train, self.plan.settings.seed, trainer.updates)
-        while ahead := list(islice(coming, max(1, AHEAD // self.plan.settings.train.accumulation))):
+        while ahead := list(islice(coming, max(1, AHEAD // self.plan.arithmetic.effective_batch))):
             trainer.foresee(ahead, material.item)
             yield from ahead
 

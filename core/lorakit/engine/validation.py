@@ -123,7 +123,7 @@ class Validator:
             for place in range(len(LEVELS))
             if one.bare is not None or not bare
         ]
-        foresight = self.trainer.foreseen({key: (one.t, one.about) for key, one in enumerate(shown)})
+        foresight = self.trainer.foreseen((key, one.t, one.about) for key, one in enumerate(shown))
         found = []
         for key, one in enumerate(shown):
             self.check()
@@ -153,7 +153,7 @@ class Validator:
                     glance for number, item in enumerate(self.materials.others) for glance in self._walk(number, item)
                 ]
         told = [one.about() for one in self._walks]
-        foresight = self.trainer.foreseen({key: (self._walks[key].t, about) for key, about in enumerate(told)})
+        foresight = self.trainer.foreseen((key, self._walks[key].t, about) for key, about in enumerate(told))
         found = []
         for key, one in enumerate(self._walks):
             self.check()

@@ -25,19 +25,19 @@ def bytes_of(name: str, shelf: Mapping[str, Part], precision: str) -> float | No
 
 
 def base(
-    size: Size, name: str, family: Family, shelf: Mapping[str, Part], precision: str, *, tabled: bool = False
+    size: Size, name: str, family: Family, shelf: Mapping[str, Part], precision: str, *, ahead: int = 0
 ) -> float | None:
     """Bytes of the frozen denoiser under a quantizer, the layers that the family spares under theirs.
 
-    Where modulation is `tabled`, its layers lie in host memory; their answers for the batches ahead take their place.
+    Where modulation is worked out so many passes `ahead`, its layers lie in host memory; answers take their place.
     """
     spared = family.spared.get(name, {})
 
     def of(one: Linears) -> Iterator[float | None]:
         each = one.weights / len(one.names)
         for layer in one.names:
-            if tabled and _is_modulation(layer, family):
-                yield float(AHEAD * one.outputs * one.blocks * BYTES[precision])
+            if ahead and _is_modulation(layer, family):
+                yield float(ahead * one.outputs * one.blocks * BYTES[precision])
                 continue
             finer = [other for ending, other in spared.items() if layer == ending or layer.endswith(f".{ending}")]
             held = bytes_of(finer[0] if finer else name, shelf, precision)
@@ -84,9 +84,9 @@ def memory(
     pixels = max(case.pixels for case in found)
     draws = settings.sampling.prompts and (settings.sampling.every or settings.sampling.strengths)
     drawn = coder + size.coder.decoding * settings.sampling.width * settings.sampling.height if draws else 0.0
+    ahead = max(AHEAD, plan.arithmetic.effective_batch) if settings.speed.modulation == "table" else 0
     for name in quantizers(shelf):
-        tabled = settings.speed.modulation == "table"
-        held = base(size, name, family, shelf, settings.train.precision, tabled=tabled)
+        held = base(size, name, family, shelf, settings.train.precision, ahead=ahead)
         if held is None:
             continue
         yield Memory(
