@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit import pages
 from lorakit.compare import Side, rows
-from lorakit.errors import RunError
 from lorakit.history import History, smoothed
 from lorakit.words import count
 
@@ -41,18 +38,7 @@ class Curve:
 
 def write(sides: Sequence[Side], histories: Sequence[History], file: Path) -> None:
     """Write the page whole, or say why not."""
-    import jinja2
-
-    text = resources.files("lorakit").joinpath("compare_page.html").read_text(encoding="utf-8")
-    made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        aside.write_text(made.render(facts(sides, histories)), encoding="utf-8", errors="replace")
-        aside.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise RunError(f"the page {file} cannot be written", where="--output", why=str(error)) from error
+    pages.write(pages.rendered("lorakit", "compare_page.html", facts(sides, histories)), file, "--output")
 
 
 def facts(sides: Sequence[Side], histories: Sequence[History]) -> dict[str, Any]:

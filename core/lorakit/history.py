@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,8 @@ from lorakit.events import (
     Validated,
 )
 from lorakit.plan import Plan
+
+PLAN, EVENTS = "plan.json", "events.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +65,11 @@ class History:
 
 def read(folder: Path) -> History:
     """The history of the run in `folder`; RunError where there is none, or none that can be read."""
-    plan_file, events_file = folder / "plan.json", folder / "events.jsonl"
     try:
-        plan = Plan.from_json(plan_file.read_text(encoding="utf-8"), str(plan_file))
-        lines = events_file.read_text(encoding="utf-8").splitlines() if events_file.is_file() else []
+        plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN))
+        events = list(events_of(folder))
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{folder} is no run's folder", why=str(error), fix="Name the folder of a run.") from error
-    events = [event for line in lines if (event := _event(line))]
     sheets = [event for event in events if isinstance(event, SheetDrawn)]
     ends = [event for event in events if isinstance(event, RunFinished)]
     found = History(
@@ -93,9 +93,13 @@ def smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:
     return found
 
 
-def _event(line: str) -> Event | None:
-    """The event of a line; nothing for one that was cut short, or that another version wrote."""
-    try:
-        return Event.from_json(line)
-    except (ValueError, KeyError, TypeError):
-        return None
+def events_of(folder: Path) -> Iterator[Event]:
+    """The events of a run folder, oldest first; lines that were cut short, or that nobody knows, are left out."""
+    if not (folder / EVENTS).is_file():
+        return
+    with (folder / EVENTS).open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield Event.from_json(line)
+            except (ValueError, KeyError, TypeError):
+                continue

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from functools import lru_cache, partial
-from importlib import resources
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit import pages
 from lorakit.audit.data import Told
 from lorakit.audit.findings import KINDS, Finding, Kind, Weight
 from lorakit.audit.look import thumbnail
@@ -22,11 +21,10 @@ from lorakit.audit.looks import each
 from lorakit.audit.report import Report
 from lorakit.audit.summary import common_folder, named
 from lorakit.buckets import Fit
-from lorakit.errors import DataError
 from lorakit.words import count, some
 
 if TYPE_CHECKING:
-    import jinja2
+    pass
 
 MOST = 1500  # pictures of a page
 SIDE = 160  # pixels of a small picture, about 4 kB
@@ -36,28 +34,12 @@ LONGEST = 1000  # characters of a caption that the page holds
 
 def write(report: Report, file: Path) -> None:
     """Write the page whole, or say why not."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        aside.write_text(html(report), encoding="utf-8", errors="replace")
-        aside.replace(file)
-    except (OSError, ValueError) as error:
-        with suppress(OSError, ValueError):
-            aside.unlink(missing_ok=True)
-        raise DataError(f"the page {file} cannot be written", where="--html", why=str(error)) from error
+    pages.write(html(report), file, "--html")
 
 
 def html(report: Report) -> str:
     """The page."""
-    return _template().render(_facts(report))
-
-
-@lru_cache(maxsize=1)
-def _template() -> jinja2.Template:
-    import jinja2
-
-    text = resources.files("lorakit.audit").joinpath("page.html").read_text(encoding="utf-8")
-    made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return made.from_string(text)
+    return pages.rendered("lorakit.audit", "page.html", _facts(report))
 
 
 def _facts(report: Report) -> dict[str, Any]:

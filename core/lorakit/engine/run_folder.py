@@ -12,14 +12,13 @@ from lorakit.engine import checkpoint
 from lorakit.engine.cache import sync, write_atomically
 from lorakit.errors import LorakitError, RunError
 from lorakit.events import Event, RunFinished, Validated
+from lorakit.history import EVENTS, PLAN, events_of
 from lorakit.plan import Plan
 
 try:
     import fcntl
 except ImportError:  # Windows, where nobody is kept out
     fcntl = None  # type: ignore[assignment]
-
-PLAN, EVENTS = "plan.json", "events.jsonl"
 
 
 def read_plan(folder: Path) -> Plan:
@@ -71,15 +70,11 @@ def write_plan(plan: Plan, folder: Path) -> None:
 
 def finished(folder: Path) -> int:
     """The updates after which the run in the folder came to its end; 0 where it did not."""
-    if not (folder / EVENTS).is_file():
-        return 0
     return max((event.update for event in events_of(folder) if isinstance(event, RunFinished)), default=0)
 
 
 def validated(folder: Path) -> set[int]:
     """The updates after which the run in the folder was measured."""
-    if not (folder / EVENTS).is_file():
-        return set()
     return {event.update for event in events_of(folder) if isinstance(event, Validated)}
 
 
@@ -151,13 +146,3 @@ def _end_the_line(file: Path) -> None:
     if text and not text.endswith(b"\n"):
         with file.open("ab") as whole:
             whole.write(b"\n")
-
-
-def events_of(folder: Path) -> Iterator[Event]:
-    """The events of a run folder, oldest first; a last line that was cut short is left out."""
-    with (folder / EVENTS).open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                yield Event.from_json(line)
-            except (ValueError, KeyError, TypeError):
-                continue
