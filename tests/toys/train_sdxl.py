@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lorakit.testing import examples, shapes
-from tests.toys.learning import WORDS, Report
+from tests.toys.learning import WORDS, Report, coder_pictures, follow, rate, step, to_pixels
 
 Size = tuple[int, int]
 SIDE = shapes.SIDE
@@ -194,18 +194,10 @@ def make_pipeline(recipe: Recipe, coder: AutoencoderKL) -> StableDiffusionXLPipe
 # Image coder ---------------------------------------------------------------------------------------------
 
 
-def to_pixels(images: Iterable[Image.Image]) -> Tensor:
-    """Stack pictures of one size as (B, 3, H, W) in -1..1."""
-    stack = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return stack.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def train_coder(coder: AutoencoderKL, recipe: Recipe) -> None:
     """Teach the coder to show scenes and any other pictures, half of each."""
     chance = random.Random(recipe.seed)
-    half, size = recipe.coder_pictures // 2, (CODER_SIDE, CODER_SIDE)
-    scenes = [shapes.random_scene(chance).draw(chance, size) for _ in range(half)]
-    pictures = to_pixels(scenes + [shapes.random_picture(chance, size) for _ in range(half)])
+    pictures = to_pixels(coder_pictures(chance, recipe.coder_pictures))
     optimizer = torch.optim.AdamW(coder.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     report = Report("image coder", recipe.coder_updates)
     coder.train()
@@ -276,10 +268,7 @@ def train_denoiser(pipeline: StableDiffusionXLPipeline, recipe: Recipe) -> None:
             captions = ["", " "] * (recipe.denoiser_batch // 2)
         loss = noise_loss(denoiser, scheduler, group.latents[chosen], [words[one] for one in captions], group.size)
         step(denoiser, optimizer, loss, rate(recipe.denoiser_rate, update, recipe.denoiser_updates))
-        with torch.no_grad():
-            keep = min(0.99, (1 + update) / (10 + update))
-            for slow, fast in zip(average.parameters(), denoiser.parameters(), strict=True):
-                slow.lerp_(fast, 1 - keep)
+        follow(average, denoiser, min(0.99, (1 + update) / (10 + update)))
         report(update, loss)
     pipeline.unet.load_state_dict(average.state_dict())
     denoiser.eval()
@@ -317,22 +306,6 @@ def noise_loss(
 
 
 # All of it -----------------------------------------------------------------------------------------------
-
-
-def rate(peak: float, update: int, updates: int) -> float:
-    """A short rise, then a cosine down to a hundredth."""
-    fall = 0.5 + 0.5 * float(np.cos(np.pi * update / updates))
-    return peak * min(1.0, (update + 1) / 50) * (0.01 + 0.99 * fall)
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
-    """One update, its gradient clipped."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
 
 
 def save(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
