@@ -134,6 +134,8 @@ class Family(ABC):
     known_as: ClassVar[Mapping[str, str]] = {}
     """What other trainers call this family: architectures, flags, scripts, each with the variant that it means, or an
     empty text where it means any. `Variant.source` need not be repeated."""
+    needs_recovery: ClassVar[tuple[str, ...]] = ()
+    """Quantizers that are refused without an accuracy recovery adapter, unless the user says otherwise."""
     modulation: ClassVar[tuple[str, ...]] = ()
     """Ends of the names of linear layers, inside the blocks, that see nothing but the noise level and pooled text."""
     modulated_by_text: ClassVar[bool] = False

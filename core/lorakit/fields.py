@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pluggy
 
 from lorakit import hooks
@@ -67,10 +69,23 @@ def voices(request: Request, family: Family, pm: pluggy.PluginManager) -> list[V
             for rule in answer.value or ():
                 _check_rule(rule, hook, answer.owner)
                 found.append(Voice(rule, answer.owner, scope))
+    found += [Voice(rule, f"family {family.name}", "family") for rule in _recovery(request, family)]
     if not family.trainable_text:
         because = f"the text encoder of {family.title} cannot be trained"
         found.append(Voice(never("text_encoder.train", True, because=because), "lorakit", "core"))
     return found
+
+
+def _recovery(request: Request, family: Family) -> Iterator[Rule]:
+    """Quantizers that need a correction are refused without one."""
+    settings = request.settings.quantization
+    if family.needs_recovery and settings.recovery is None and not settings.uncorrected:
+        because = (
+            "a base in so few bits needs an accuracy recovery adapter: make one with `lorakit recover --family "
+            f"{family.name} --quantization NAME -o FILE` and name it in quantization.recovery, or say "
+            "quantization.uncorrected = true"
+        )
+        yield never("quantization.name", *family.needs_recovery, because=because)
 
 
 def _check_rule(rule: object, hook: str, owner: str) -> None:

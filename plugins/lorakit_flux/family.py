@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit import Family, FlowShift, Problem, Recipe, Rule, Variant, hookimpl, never, only, prefer
+from lorakit import Family, FlowShift, Problem, Recipe, Rule, Variant, hookimpl, only, prefer
 from lorakit.buckets import Shape
 from lorakit_flux.size import size
 
@@ -88,6 +88,7 @@ class Flux(Family):
     text_targets = ("q_proj", "k_proj", "v_proj", "out_proj")
     # a quarter of the weights; every token of the block is scaled by what they answer
     spared: ClassVar = {"int2": dict.fromkeys(MODULATION, "int4")}
+    needs_recovery = ("int2",)
     modulation = MODULATION
     modulated_by_text = True
     side_multiple = 16
@@ -125,17 +126,9 @@ class Flux(Family):
 
     @hookimpl
     def quantization_rules(self, request: Request) -> Iterator[Rule]:
-        """int8 by preference; int2 only with an accuracy recovery adapter, or where the user says otherwise."""
+        """int8 by preference."""
         because = "11.9 billion weights are 23.8 GB in bf16 and 12.0 GB in int8, at about 1 % error per layer"
         yield prefer("quantization.name", "int8", because=because)
-        settings = request.settings.quantization
-        if settings.recovery is None and not settings.uncorrected:
-            because = (
-                "a base in so few bits needs an accuracy recovery adapter: make one with `lorakit recover --family "
-                f"{self.name} --quantization NAME -o FILE` and name it in quantization.recovery, or say "
-                "quantization.uncorrected = true"
-            )
-            yield never("quantization.name", "int2", because=because)
 
     @hookimpl
     def text_encoder_rules(self, request: Request) -> Iterator[Rule]:

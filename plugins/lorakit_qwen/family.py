@@ -77,6 +77,7 @@ class Qwen(Family):
     )
     # a third of the weights; every token of the block is scaled by what they answer
     spared: ClassVar = {"int2": {"img_mod.1": "int4", "txt_mod.1": "int4"}}
+    needs_recovery = ("int2", "int4")
     modulation = ("img_mod.1", "txt_mod.1")
     side_multiple = 16
     workflows = ROOM / "workflows"
@@ -114,17 +115,9 @@ class Qwen(Family):
 
     @hookimpl
     def quantization_rules(self, request: Request) -> Iterator[Rule]:
-        """int8 by preference; fewer bits only with an accuracy recovery adapter, or where the user says otherwise."""
+        """int8 by preference."""
         because = "20.4 billion weights are 40.9 GB in bf16 and 20.5 GB in int8, at about 1 % error per layer"
         yield prefer("quantization.name", "int8", because=because)
-        settings = request.settings.quantization
-        if settings.recovery is None and not settings.uncorrected:
-            because = (
-                "a base in so few bits needs an accuracy recovery adapter: make one with `lorakit recover --family "
-                f"{self.name} --quantization NAME -o FILE` and name it in quantization.recovery, or say "
-                "quantization.uncorrected = true"
-            )
-            yield never("quantization.name", "int4", "int2", because=because)
 
     @hookimpl
     def text_encoder_rules(self, request: Request) -> Iterator[Rule]:

@@ -81,6 +81,7 @@ class SdxlDenoiser:
     """The UNet; its blocks are its transformers, and the convolutions between them stay as they are."""
 
     component = "unet"
+    guide = staticmethod(classifier_free)
 
     def __init__(self, source: Source) -> None:
         unet = source.load(UNet2DConditionModel, self.component)
@@ -99,10 +100,6 @@ class SdxlDenoiser:
     def condition(self, t: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Nothing: the noise level is added between the transformers, and no layer inside them is modulated."""
         return {}
-
-    def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance."""
-        return classifier_free(positive, negative, scale)
 
 
 def unpack(file: Path, config: Path, folder: Path) -> None:

@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 
 from lorakit.engine import checkpoint, correction
 from lorakit.engine.cache import Cache, FileHashes
-from lorakit.engine.headers import MOST, opened
+from lorakit.engine.headers import opened
 from lorakit.engine.run_folder import read_plan
 from lorakit.engine.weights import Weights
 from lorakit.errors import ModelError, RunError
+from lorakit.single_file import LONGEST
 from tests.engine.kills import made
 
 
@@ -37,7 +38,7 @@ NAME = "transformer.x.lora_A.weight"
 HOSTILE = {
     "no file": b"",
     "a header longer than the file": packed({}, length=2**63),
-    "a huge header": packed(b" " * (MOST + 1)),
+    "a huge header": packed(b" " * (LONGEST + 1)),
     "a metadata bomb": packed({"__metadata__": {str(number): "x" * 1000 for number in range(20_000)}}),
     "huge shapes": packed({NAME: entry([2**40, 2**40], 0, 4)}, b"0000"),
     "a shape whose size overflows": packed({NAME: entry([2**33, 2**31], 0, 0)}),

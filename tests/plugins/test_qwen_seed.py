@@ -250,7 +250,7 @@ def test_out_of_memory_in_order_and_accumulation_is_no_help(plan_for):
     )
     assert "recovery adapter" in " ".join(out_of_memory(plan_for()))  # after int8
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## The GPU is out of memory")[2]
-    ladder = ["always cached", "int8", "train.resolution", "train.gradient_checkpointing", "recovery"]
+    ladder = ["cached to disk", "int8", "train.resolution", "train.gradient_checkpointing", "recovery"]
     assert [page.index(word) for word in ladder] == sorted(page.index(word) for word in ladder)
 
 

@@ -1,7 +1,7 @@
 """Safetensors files opened only where their header is of a sane size: what somebody else wrote is not believed.
 
 The library itself refuses headers that do not parse, are nested deeply, or whose tensors overlap, have holes between
-them or other sizes than their shapes say. It allows a header of 100 MB, which as Python objects is ten times that.
+them or other sizes than their shapes say.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-MOST = 16 << 20
-"""Bytes of a header. That of a model's shard has about 0.1 MB; kohya's tag statistics may bring a few more."""
+from lorakit.single_file import LONGEST
 
 
 def check(path: Path) -> None:
@@ -22,8 +21,8 @@ def check(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
     if length + 8 > size:
         raise SafetensorError(f"its header of {length} bytes does not fit into {size} bytes")
-    if length > MOST:
-        raise SafetensorError(f"its header has {length} bytes, and {MOST} are the most that is read")
+    if length > LONGEST:
+        raise SafetensorError(f"its header has {length} bytes, and {LONGEST} are the most that is read")
 
 
 def opened(path: Path) -> Any:
