@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ def train_all(kit: Kit, presets: Sequence[str], layers: Sequence[Layer], output:
             code = read(_events(kit, plan, control), readers_of(as_json, False, plan.folder))
             if code:
                 return code
+            gc.collect()  # what a run leaves refers to itself; the next model needs its room
     sides = [Side(title, plan) for title, plan in zip(presets, plans, strict=True)]
     compare_page.write(sides, [history.read(plan.folder) for plan in plans], output / PAGE)
     if not as_json:
