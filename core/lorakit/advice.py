@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lorakit.estimate.savings import Changes, Saves
+from lorakit.estimate.words import size
 from lorakit.plan import Plan
 
 SLOWER = (
@@ -41,27 +43,43 @@ def previews(plan: Plan) -> Iterator[str]:
         yield f"sampling.guidance = {plan.settings.sampling.guidance:g} is much; 3 to 4 burn less"
 
 
-def out_of_memory(plan: Plan) -> Iterator[str]:
-    """What to change, the cheapest first, leaving out what the plan does already.
+def out_of_memory(plan: Plan, saves: Saves) -> Iterator[str]:
+    """What to change, the cheapest first, with what each alone saves by the estimate.
+
+    What the plan does already and what would save nothing are left out.
 
     Encoded text and pictures are always cached and the encoders unloaded. Accumulation is not on the ladder: it
     changes how many batches make an update, never how much one batch needs.
     """
-    settings, side = plan.settings, plan.settings.train.resolution
-    if settings.train.batch_size > 1:
-        yield f"train.batch_size = 1 (with train.accumulation = {settings.train.batch_size} for the same update)"
-    if settings.quantization.name == "none":
-        yield "quantization.name = 'int8', half of the base's memory"
-    if side > 512:
-        smaller = max(512, side * 3 // 4 // 64 * 64)
-        yield f"train.resolution = {smaller}, {(smaller / side) ** 2:.0%} of the activations"
-    if not settings.train.gradient_checkpointing:
-        yield "train.gradient_checkpointing = true, far fewer activations for about a third more time"
-    if settings.lora.rank > 16:
-        yield "lora.rank = 16"
-    if settings.quantization.name == "int8":
+    for words, changes in _smaller(plan):
+        saved = saves(changes)
+        if saved is None:
+            yield words
+        elif saved > 0:
+            yield f"{words}: saves about {size(saved)}"
+    if plan.settings.quantization.name == "int8":
         yield "a smaller quantization, together with a recovery adapter made for it"
     yield "a card with more memory; train.accumulation does not help"
+
+
+def _smaller(plan: Plan) -> Iterator[tuple[str, Changes]]:
+    """What takes less memory, and the settings that it is."""
+    settings, side = plan.settings, plan.settings.train.resolution
+    if settings.train.batch_size > 1:
+        same = (
+            f"with train.accumulation = {settings.train.batch_size * settings.train.accumulation} for the same update"
+        )
+        yield f"train.batch_size = 1 ({same})", {"train": {"batch_size": 1}}
+    if settings.quantization.name == "none":
+        yield "quantization.name = 'int8'", {"quantization": {"name": "int8"}}
+    if side > 512:
+        smaller = max(512, side * 3 // 4 // 64 * 64)
+        yield f"train.resolution = {smaller}", {"train": {"resolution": smaller}}
+    if not settings.train.gradient_checkpointing:
+        checkpointed = {"train": {"gradient_checkpointing": True}}
+        yield "train.gradient_checkpointing = true, for about a third more time", checkpointed
+    if settings.lora.rank > 16:
+        yield "lora.rank = 16", {"lora": {"rank": 16}}
 
 
 def loss_spikes(plan: Plan) -> Iterator[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageStat
 
 from lorakit import advice
+from lorakit.estimate.savings import Saves
 from lorakit.events import Alarm, AlarmKind, PreviewDrawn, UpdateFinished
 from lorakit.plan import Plan
 
@@ -54,8 +55,8 @@ class Pass:
 class Watch:
     """Follows one run; each answer is the alarms that a fact raises."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, saves: Saves) -> None:
+        self._plan, self._saves = plan, saves
         self.describe: Callable[[int], str] = str  # a sample, in words, by its index
         self._counts: Counter[str] = Counter()
         self._losses = _Losses()
@@ -84,6 +85,10 @@ class Watch:
         """An alarm of a kind, counted."""
         self._counts[kind] += 1
         return Alarm(kind=kind, update=update, message=message, advice=tuple(advice), count=self._counts[kind])
+
+    def smaller(self) -> tuple[str, ...]:
+        """What to change where memory does not suffice."""
+        return tuple(advice.out_of_memory(self._plan, self._saves))
 
     def _loss(self, update: UpdateFinished, passes: Sequence[Pass]) -> Iterator[Alarm]:
         found = self._losses.judged(passes)
@@ -139,7 +144,7 @@ class Watch:
     def _space(self, update: UpdateFinished, spilled: int) -> Iterator[Alarm]:
         if spilled > LEAST and (update.update == EARLY or update.update % WINDOW == 0):
             message = f"{spilled / 1e9:.1f} GB do not lie in the memory where they belong, which makes everything slow"
-            yield self.raised("memory spill", update.update, message, list(advice.out_of_memory(self._plan)))
+            yield self.raised("memory spill", update.update, message, self.smaller())
         if update.update % WINDOW:
             return
         self._memory.append(update.memory)

@@ -9,6 +9,7 @@ from lorakit import Kit, Plan
 from lorakit.cli import run
 from lorakit.errors import ConfigError
 from lorakit.estimate import cards, rates, work
+from lorakit.estimate.savings import savings
 from lorakit.estimate.words import lines
 from lorakit.sizes import Tokens
 from lorakit_qwen.size import size
@@ -167,3 +168,27 @@ def test_money_and_hours_need_a_device(plan, tmp_path, option, capsys):
     arguments = ["plan", "--family", "qwen", "--trigger", "sks", "--data", str(tmp_path / "pictures"), option, "5"]
     assert run(arguments) == 2
     assert "lorakit calibrate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("train", "batch_size", 1),
+        ("train", "resolution", 768),
+        ("train", "gradient_checkpointing", True),
+        ("quantization", "name", "int8"),
+        ("lora", "rank", 16),
+    ],
+)
+def test_what_a_change_saves_is_what_a_plan_with_it_takes_less(plan, section, name, value):
+    given = {
+        "train": {"batch_size": 2, "gradient_checkpointing": False},
+        "quantization": {"name": "none"},
+        "lora": {"rank": 64},
+    }
+    before = plan(**given)
+    after = plan(**{**given, section: {**given[section], name: value}})
+    saved = savings(before, Kit().shelves.families["qwen"], Kit().shelves)({section: {name: value}})
+    meant = estimated(before).chosen.training - estimated(after).chosen.training
+    assert meant > 0
+    assert saved == pytest.approx(meant, rel=0.01)

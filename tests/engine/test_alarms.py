@@ -27,7 +27,7 @@ class Story:
     """The figures of a run of 24 pictures whose loss depends on the noise level and a little on the picture."""
 
     def __init__(self, plan, seed=0) -> None:
-        self.watch, self.chance, self.number = Watch(plan), random.Random(seed), 0
+        self.watch, self.chance, self.number = Watch(plan, lambda changes: None), random.Random(seed), 0
 
     def update(self, loss=1.0, norm=1.0, seconds=1.0, memory=GIGABYTE, reach=None, spilled=0, pictures=4):
         """One update, its usual figures times or replaced by those given."""
@@ -213,6 +213,7 @@ def test_memory_that_runs_out_is_recorded_with_the_ladder(kit, make_plan, monkey
     last = list(events_of(plan.folder))[-1]
     assert (last.kind, last.update) == ("out of memory", 2)
     assert last.advice[-1].endswith("train.accumulation does not help")
+    assert any("saves about" in line for line in last.advice)
 
 
 def test_what_the_process_has_on_the_disk_is_known():

@@ -264,3 +264,16 @@ def test_a_file_is_put_in_place_whole(tmp_path, monkeypatch):
     assert seen[0] == b"old"
     assert path.read_bytes() == b"new"
     assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_what_a_killed_write_left_is_taken_away_after_a_day(make_plan, context_for, drained):
+    context = context_for(make_plan())
+    left, fresh = context.cache.folder / "ab" / ".old.1.1", context.cache.folder / "ab" / ".new.1.1"
+    left.parent.mkdir(parents=True)
+    for file in (left, fresh):
+        file.write_bytes(b"half")
+    long_ago = time.time() - 2 * 86_400
+    os.utime(left, (long_ago, long_ago))
+    drained(gather(context))
+    assert not left.exists()
+    assert fresh.exists()  # another process may be writing it

@@ -178,3 +178,14 @@ def test_a_pickled_recovery_adapter_is_refused_with_advice(make_plan, tmp_path):
     file.write_bytes(b"\x80\x04")
     with pytest.raises(ModelError, match=r"is pickled.*runs whatever program.*\.safetensors"):
         make_plan(quantization={"name": "int8", "recovery": str(file)})
+
+
+def test_a_run_folder_that_is_a_link_is_not_written_to(kit, make_plan, tmp_path):
+    plan = make_plan()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    plan.folder.parent.mkdir(parents=True, exist_ok=True)
+    plan.folder.symlink_to(elsewhere)
+    with pytest.raises(RunError, match="is a link to"):
+        next(iter(kit.train(plan)))
+    assert not list(elsewhere.iterdir())

@@ -14,6 +14,7 @@ from lorakit import Kit, workflow
 from lorakit.advice import loss_spikes, out_of_memory
 from lorakit.captions import misses
 from lorakit.errors import ConfigError, RuleError
+from lorakit.estimate.savings import savings
 from tests import comfyui
 
 KIT = Kit()
@@ -243,12 +244,14 @@ def test_loss_spikes(plan_for):
 
 def test_out_of_memory_in_order_and_accumulation_is_no_help(plan_for):
     plan = plan_for(quantization={"name": "none"}, train={"gradient_checkpointing": False})
-    said = list(out_of_memory(plan))
+    first = next(out_of_memory(plan, savings(plan, QWEN, KIT.shelves)))
+    assert first == "quantization.name = 'int8': saves about 13.3 GB"  # modulation is in host memory already
+    said = list(out_of_memory(plan, lambda changes: None))
     order = ["'int8'", "train.resolution", "gradient_checkpointing", "does not help"]
     assert [next(place for place, line in enumerate(said) if word in line) for word in order] == sorted(
         range(len(said))
     )
-    assert "recovery adapter" in " ".join(out_of_memory(plan_for()))  # after int8
+    assert "recovery adapter" in " ".join(out_of_memory(plan_for(), lambda changes: None))  # after int8
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## The GPU is out of memory")[2]
     ladder = ["cached to disk", "int8", "train.resolution", "train.gradient_checkpointing", "recovery"]
     assert [page.index(word) for word in ladder] == sorted(page.index(word) for word in ladder)

@@ -30,6 +30,9 @@ DIGEST = "sha256"
 SETTLED = 2_000_000_000
 """Nanoseconds after which a file that changes again must get another time stamp, on any file system."""
 
+ABANDONED = 86_400
+"""Seconds after which nobody is still writing a file."""
+
 
 class FileHashes:
     """SHA-256 of files, remembered by size, times and inode, so that a file is read once in its life."""
@@ -129,6 +132,13 @@ class Cache:
     def remove(self, key: str) -> None:
         """Forget `key`."""
         self._path(key).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Take away what a process that was killed while writing left behind, after a day: a live one is done then."""
+        for aside in self.folder.glob("??/.*"):
+            with contextlib.suppress(OSError):  # another process was quicker
+                if time.time() - aside.stat().st_mtime > ABANDONED:
+                    aside.unlink()
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

@@ -107,6 +107,7 @@ def gather(context: Context) -> Work[Material]:
         texts = yield from cache_text(context, dataset, scenes)
     latents, coder = yield from cache_images(context, dataset, scenes)
     context.cache.files.save()
+    context.cache.tidy()
     if texts is None:
         encoder = yield from _kept_encoder(context)
     return Material(context, dataset, scenes, texts, latents, coder, encoder)

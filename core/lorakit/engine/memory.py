@@ -6,14 +6,13 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from lorakit.advice import out_of_memory
 from lorakit.errors import ConfigError, TrainingError
-from lorakit.plan import Plan
 
 
 def device_for(name: str) -> torch.device:
@@ -61,17 +60,13 @@ def is_exhausted(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def exhausted(
-    device: torch.device, error: BaseException, update: int, plan: Plan
-) -> tuple[TrainingError, tuple[str, ...]]:
-    """What a person is told when memory ran out after `update` updates, and what to change, in order."""
-    ladder = tuple(out_of_memory(plan))
-    told = TrainingError(
+def exhausted(device: torch.device, error: BaseException, update: int, smaller: Sequence[str]) -> TrainingError:
+    """What a person is told when memory ran out after `update` updates; `smaller` is what to change, in order."""
+    return TrainingError(
         f"the memory of {describe(device)} does not suffice, after update {update}",
         why=next(iter(str(error).strip().splitlines()), ""),
-        fix=f"Change, in this order: {'; '.join(ladder)}.",
+        fix=f"Change, in this order: {'; '.join(smaller)}.",
     )
-    return told, ladder
 
 
 def release() -> None:

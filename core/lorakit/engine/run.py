@@ -30,6 +30,7 @@ from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.source import cache_folder, locate
 from lorakit.engine.validation import Validator
 from lorakit.errors import NotFiniteError
+from lorakit.estimate.savings import savings
 from lorakit.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -63,7 +64,7 @@ class Run:
         self.folder = plan.folder
         self.began = time.perf_counter()
         self.trainer: Trainer | None = None
-        self.watch = Watch(plan)
+        self.watch = Watch(plan, savings(plan, self.family, shelves))
 
     def events(
         self, start: int = 0, notes: Sequence[str] = (), changed: Sequence[str] = ()
@@ -93,8 +94,9 @@ class Run:
                 yield self.watch.raised("not finite", self._done(start) + 1, f"{error.what}; {error.why}")
             if not memory.is_exhausted(error):
                 raise
-            told, ladder = memory.exhausted(self.device, error, self._done(start), self.plan)
-            yield self.watch.raised("out of memory", self._done(start), told.what, ladder)
+            smaller = self.watch.smaller()
+            told = memory.exhausted(self.device, error, self._done(start), smaller)
+            yield self.watch.raised("out of memory", self._done(start), told.what, smaller)
             raise told from error
 
     def _work(self, start: int) -> Generator[Event, None, None]:

@@ -52,6 +52,13 @@ def refuse_if_taken(plan: Plan) -> None:
 def claim(plan: Plan) -> Path:
     """The plan's folder, made and holding the plan."""
     folder = plan.folder
+    if folder.is_symlink():
+        raise RunError(
+            f"the run folder {folder} is a link to {folder.resolve()}",
+            where="name",
+            why="a run is written below its output folder and nowhere else",
+            fix=f"Name what it should be written to: --output {folder.resolve().parent}, or take the link away.",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / EVENTS).unlink(missing_ok=True)
