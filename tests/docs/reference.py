@@ -10,11 +10,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+import click
+
 from lorakit import events, hooks
+from lorakit.cli import build
+from lorakit.kit import Kit
 from lorakit.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
+WIDTH = 100
 TABLES = {"data": "[[data]]"}
 
 
@@ -129,13 +134,32 @@ def hook_pages() -> str:
     return "\n".join(lines).rstrip()
 
 
+# Commands -----------------------------------------------------------------------------------------------
+
+
+def command_pages() -> str:
+    """Every command with its help, as a terminal of 100 columns shows it."""
+    group = build(Kit())
+    form = {**group.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    context = click.Context(group, info_name="lorakit", **form)
+    lines = [*_help(group, context)]
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        inner = click.Context(command, context, name, terminal_width=WIDTH, max_content_width=WIDTH)
+        lines += [f"### lorakit {name}", "", *_help(command, inner)]
+    return "\n".join(lines).rstrip()
+
+
+def _help(command: click.Command, context: click.Context) -> list[str]:
+    return ["```text", command.get_help(context), "```", ""]
+
+
 # Importing ----------------------------------------------------------------------------------------------
 
 
 def import_report() -> str:
     """What `lorakit import` prints of the first users' own file."""
-    from lorakit.kit import Kit
-
     found = Kit().imported(DOCS / "examples" / "ai-toolkit.yaml")
     lines = [found.title.removeprefix(f"{DOCS.parent}/")]
     for heading, _, told in found.groups():
@@ -146,6 +170,7 @@ def import_report() -> str:
 # Pages --------------------------------------------------------------------------------------------------
 
 MADE: Mapping[str, Callable[[], str]] = {
+    "commands.md": command_pages,
     "configuration.md": settings,
     "events.md": event_pages,
     "hooks.md": hook_pages,
