@@ -36,6 +36,7 @@ QUANTIZERS = (
         summary="8-bit weights, multiplied with 8-bit activations and gradients on the integer units",
         load="lorakit.engine.int8_fast:Int8Fast",
         held=1.002,  # and a fp32 scale for each row; estimates take its products for bf16 ones
+        stays=True,  # its layers choose by the first batch how they multiply
     ),
     Part(
         name="int4",

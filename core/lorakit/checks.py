@@ -226,6 +226,27 @@ def modulation(table: dict[str, Any], family: Family, request: Request) -> None:
         )
 
 
+def offload(table: dict[str, Any], quantizer: Part, request: Request) -> None:
+    """Blocks travel only where nothing of them has to stay between their forward and their backward pass."""
+    if not table["speed"]["offload"]:
+        return
+    where = request.where("speed.offload")
+    if not table["train"]["gradient_checkpointing"]:
+        raise ConfigError(
+            "speed.offload needs train.gradient_checkpointing",
+            where=where,
+            why="without it the backward pass keeps every block's weights on the device",
+            fix="Set train.gradient_checkpointing = true, or leave speed.offload out.",
+        )
+    if quantizer.stays:
+        raise ConfigError(
+            f"speed.offload does not go with quantization.name = '{quantizer.name}'",
+            where=where,
+            why="its layers must lie on the device from the start",
+            fix="Choose another quantization, or leave speed.offload out.",
+        )
+
+
 def _no_effect(request: Request, name: str, why: str) -> None:
     raise ConfigError(f"{name} would have no effect", where=request.where(name), why=why, fix="Leave it out.")
 

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from lorakit.settings import (
-    Data,
-    Lora,
-    Model,
-    Name,
-    Quantization,
-    Sampling,
-    Scheduler,
-    Settings,
-    TextEncoder,
-    Train,
-    Validation,
-)
+from lorakit.outcomes import Sampling, Validation
+from lorakit.sections import Name
+from lorakit.settings import Data, Lora, Model, Quantization, Scheduler, Settings, TextEncoder, Train
 
 
 class PlannedModel(Model):

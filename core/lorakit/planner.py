@@ -70,6 +70,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     checks.source(draft.table, family, variant, request)
     checks.unread(draft.table, shelves.schedulers[draft.table["scheduler"]["name"]], variant, request)
     checks.modulation(draft.table, family, request)
+    checks.offload(draft.table, shelves.quantizers[draft.table["quantization"]["name"]], request)
     checks.recovery(draft.table["quantization"], request)
     settings = _planned(draft)
     plan = Plan(

@@ -35,6 +35,9 @@ class Part:
     restoring: float = 0.0
     """Bytes that a quantizer reads and writes to restore one weight, each time that it is used."""
 
+    stays: bool = False
+    """Whether a quantizer's layers must lie on the device from the start, and never wait in host memory."""
+
     @property
     def remedy(self) -> str:
         """The command that brings what the part needs."""

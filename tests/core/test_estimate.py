@@ -192,3 +192,23 @@ def test_what_a_change_saves_is_what_a_plan_with_it_takes_less(plan, section, na
     meant = estimated(before).chosen.training - estimated(after).chosen.training
     assert meant > 0
     assert saved == pytest.approx(meant, rel=0.01)
+
+
+def test_blocks_that_wait_take_the_host_s_memory_and_time_to_travel(plan):
+    """Half of 60 blocks: two of them lie on the GPU while they are used, and a batch takes no less than they travel."""
+    asked = {"quantization": {"name": "none"}}
+    here, away = (estimated(plan(**asked, speed={"offload": count}), gpu="4090") for count in (0, 30))
+    block = 27e9 / 60
+    assert here.chosen.base - away.chosen.base == pytest.approx(28 * block, rel=0.02)
+    assert away.chosen.away == pytest.approx(30 * block, rel=0.02)
+    assert away.host > here.host
+    assert away.duration.update >= here.duration.update
+    least = estimated(plan(**asked, speed={"offload": 60}, train={"resolution": 256}), gpu="4090").duration.update
+    assert least == pytest.approx(4 * 2 * 27e9 / work.COPY, rel=0.02)  # accumulation of 4, there and back again
+
+
+def test_where_nothing_fits_waiting_blocks_are_advised(plan):
+    made = estimated(plan(sampling={"every": 0, "strengths": []}), memory=6.0)
+    assert not any("speed.offload" in one.message for one in made.problems)  # text comes first, and fits no smaller
+    made = estimated(plan(sampling={"every": 0, "strengths": []}, lora={"rank": 512}), memory=18.0)
+    assert any("speed.offload" in one.message for one in made.problems), [one.message for one in made.problems]

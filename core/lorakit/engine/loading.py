@@ -16,6 +16,7 @@ from lorakit.engine.adapter import Adapter, Host, attach
 from lorakit.engine.correction import Recovery, correct
 from lorakit.engine.loop import recompute
 from lorakit.engine.modulation import ModulationTable
+from lorakit.engine.offload import Conveyor, Travelling
 from lorakit.engine.parts import Denoiser, TextEncoder
 from lorakit.engine.phases import Context, Work, phase
 from lorakit.engine.quantized_cache import QuantizedCache
@@ -42,6 +43,7 @@ def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[Mod
     """
     settings = context.plan.settings
     plain = settings.quantization.name == "none"
+    travelling = Travelling(Conveyor(context.device), settings.speed.offload)
     denoisers: list[Denoiser] = []
     loaders: list[Loader] = []
 
@@ -52,21 +54,25 @@ def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[Mod
             loader = Loader(context, denoiser, foresees=settings.speed.modulation == "table")
             loader.outer()
             if plain:
-                for _ in loader.blocks():
+                for _ in travelling.after(loader.blocks(), denoiser):
                     pass  # one item of progress for the whole component
             loaders.append(loader)
         yield denoiser.component
 
-    yield from phase("load", 1, load())
+    yield from phase("load", 1, load(), lambda: travelling.note(denoisers[0]))
     denoiser = denoisers[0]
     context.check()
     for loader in loaders:
         yield from (Warned(message=note) for note in loader.notes)
         if not plain:
-            yield from phase("quantize", len(denoiser.blocks), loader.blocks(), loader.note)
-    if not loaders and not plain:
-        yield from _quantize_loaded(context, denoiser)
-    denoiser.module.to(context.device)
+            placed = travelling.after(loader.blocks(), denoiser)
+            yield from phase("quantize", len(denoiser.blocks), placed, loader.note)
+    if not loaders:
+        if not plain:
+            yield from _quantize_loaded(context, denoiser)
+        for _ in travelling.after((f"block {number}" for number in range(len(denoiser.blocks))), denoiser):
+            pass
+    travelling.conveyor.to_device(denoiser.module)
     hosts = text_hosts(context, encoder) if encoder and settings.text_encoder.train else ()
     adapter = attach(denoiser, settings.lora, settings.seed, context.device, hosts)
     if settings.train.gradient_checkpointing:

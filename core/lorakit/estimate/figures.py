@@ -21,6 +21,8 @@ class Memory:
     text: float
     images: float
     previews: float
+    away: float = 0.0
+    """Bytes of blocks that wait in host memory, which is none of the device's."""
 
     @property
     def training(self) -> float:

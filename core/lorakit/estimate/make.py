@@ -44,6 +44,8 @@ def estimate(
     optimizer = shelves.optimizers[settings.optimizer.name]
     typical = max(found, key=lambda case: case.pictures)
     context = rates.context if rates else 1.0 * GB
+    memory = tuple(space.memory(plan, size, family, shelves.quantizers, optimizer, found, context))
+    away = next((one.away for one in memory if one.quantization == settings.quantization.name), 0.0)
     made = Estimate(
         parameters=size.parameters,
         trained=size.adapter_parameters(settings.lora.targets, settings.lora.rank),
@@ -51,8 +53,8 @@ def estimate(
         tokens=typical.tokens,
         flops=_update_flops(plan, size, found),
         quantization=settings.quantization.name,
-        memory=tuple(space.memory(plan, size, family, shelves.quantizers, optimizer, found, context)),
-        host=space.host(plan, size, family),
+        memory=memory,
+        host=space.host(plan, size, family, away),
         disk=space.disk(plan, size, family, optimizer, found, local=local_folder(plan, family) is not None),
         device_memory=wanted.memory or (rates.memory if rates else None),
         price=wanted.price,
@@ -64,7 +66,7 @@ def estimate(
             ceiling=rates.ceiling[settings.train.precision],
             source=rates.source,
             measured=bool(rates.measured),
-            duration=_duration(plan, size, found, rates, shelves, _predictions(plan, family)),
+            duration=_duration(plan, size, found, rates, shelves, _predictions(plan, family), away),
         )
     return replace(made, problems=tuple(_problems(plan, made, wanted)))
 
@@ -85,17 +87,19 @@ def _predictions(plan: Plan, family: Family) -> int:
 
 
 def _duration(
-    plan: Plan, size: Size, found: list[work.Case], rates: Rates, shelves: Shelves, predictions: int
+    plan: Plan, size: Size, found: list[work.Case], rates: Rates, shelves: Shelves, predictions: int, away: float
 ) -> Duration:
     settings, sums = plan.settings, plan.arithmetic
     name = settings.quantization.name
     quantizer = None if name == space.NONE else shelves.quantizers[name]
 
+    travelling = work.travelling(away, rates)
+
     def bucket(case: work.Case) -> float:
         full, rest = divmod(case.pictures, settings.train.batch_size)
         sizes = [(full, settings.train.batch_size), (1, rest)]
         return sum(
-            times * work.seconds(plan, size, case.tokens, batch, rates, quantizer)
+            times * max(work.seconds(plan, size, case.tokens, batch, rates, quantizer), travelling)
             for times, batch in sizes
             if times * batch
         )
@@ -164,6 +168,8 @@ def _remedies(plan: Plan, made: Estimate, chosen: Memory, room: float) -> Iterat
         yield "turn train.gradient_checkpointing on"
     elif settings.train.batch_size > 1:
         yield "lower train.batch_size, and raise train.accumulation for the same update"
+    elif not settings.speed.offload:
+        yield "let blocks wait in host memory (speed.offload)"
     else:
         yield "lower train.resolution, lora.rank or lora.targets, or take a larger card"
 

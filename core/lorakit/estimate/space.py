@@ -16,6 +16,7 @@ STATE = 8.0  # bytes of optimizer state for a parameter, where the optimizer doe
 PYTHON = 1.5e9  # bytes of Python with torch, diffusers and transformers
 HEADER = 130  # bytes about one tensor in a safetensors file
 NONE = "none"
+SLOTS = 2  # blocks that lie on the device while others wait in host memory
 
 
 def bytes_of(name: str, shelf: Mapping[str, Part], precision: str) -> float | None:
@@ -47,6 +48,12 @@ def base(
     if any(found is None for found in parts):
         return None
     return sum(found for found in parts if found is not None) + (size.parameters - size.quantizable) * BYTES[precision]
+
+
+def _away(plan: Plan, size: Size, held: float) -> float:
+    """Bytes of the blocks that wait in host memory, of a base that takes `held` bytes."""
+    outside = (size.parameters - size.quantizable) * BYTES[plan.settings.train.precision]
+    return max(0.0, held - outside) * min(1.0, plan.settings.speed.offload / size.blocks)
 
 
 def _is_modulation(layer: str, family: Family) -> bool:
@@ -89,6 +96,8 @@ def memory(
         held = base(size, name, family, shelf, settings.train.precision, ahead=ahead)
         if held is None:
             continue
+        away = _away(plan, size, held)
+        held -= away * max(0.0, 1 - SLOTS / max(1, settings.speed.offload))
         yield Memory(
             quantization=name,
             base=held,
@@ -99,6 +108,7 @@ def memory(
             text=size.text.parameters * each + context,
             images=coder + size.coder.encoding * pixels + context,
             previews=held + adapter + drawn + context if drawn else 0.0,
+            away=away,
         )
 
 
@@ -110,17 +120,18 @@ def _activations(plan: Plan, size: Size, case: Case) -> float:
     return size.running.checkpointed * size.length(case.tokens) + kept / size.blocks
 
 
-def host(plan: Plan, size: Size, family: Family) -> float:
-    """Bytes of the machine's own memory on a GPU.
+def host(plan: Plan, size: Size, family: Family, away: float = 0.0) -> float:
+    """Bytes of the machine's own memory on a GPU, where `away` bytes of blocks wait in it.
 
-    The text encoder is read there before it is moved, and modulation that is worked out ahead stays there.
+    The text encoder is read there before it is moved. Modulation that is worked out ahead stays there, and so do
+    blocks that travel.
     """
     each = BYTES[plan.settings.train.precision]
     block = size.quantizable / size.blocks * each
     return (
         PYTHON
         + size.coder.parameters * 4
-        + max(size.text.parameters * each, 2 * block + _modulation(plan, size, family))
+        + max(size.text.parameters * each, 2 * block + _modulation(plan, size, family) + away)
     )
 
 

@@ -13,6 +13,7 @@ from lorakit.registry import Part
 from lorakit.sizes import Linears, Size, Tokens
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+COPY = 20e9  # bytes a second from pinned host memory to a GPU: PCIe 4.0 x16 has 31.5 in theory; not measured
 FLASH_BACKWARD = 2.5  # the backward pass of attention over its forward pass: it computes the scores again
 ADAPTER_KERNELS = (6, 10)  # operations that one adapted layer adds, forward and backward
 UPDATE_KERNELS = 60  # of clipping, the optimizer and a batch's draws
@@ -85,6 +86,11 @@ def seconds(plan: Plan, size: Size, tokens: Tokens, batch: int, rates: Rates, qu
     first, second = ahead + layers * ADAPTER_KERNELS[0], back + layers * ADAPTER_KERNELS[1]
     host = first * (1 + again) * rates.kernel[0] + second * rates.kernel[1]
     return (max(device, host) if rates.hides else device + host) * rates.slack
+
+
+def travelling(away: float, rates: Rates) -> float:
+    """Seconds that blocks of so many bytes travel in a batch: for the forward pass, and to be computed again."""
+    return 2 * away / COPY if rates.hides else 0.0
 
 
 def _products(size: Size, tokens: Tokens, plan: Plan, rates: Rates) -> Iterator[float]:
