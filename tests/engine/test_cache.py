@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from lorakit.dataset import index
+from lorakit.engine import caching
 from lorakit.engine.cache import Cache, FileHashes, write_atomically
 from lorakit.engine.caching import LatentStore, TextStore, Words, words
 from lorakit.engine.material import gather
@@ -277,3 +279,28 @@ def test_what_a_killed_write_left_is_taken_away_after_a_day(make_plan, context_f
     drained(gather(context))
     assert not left.exists()
     assert fresh.exists()  # another process may be writing it
+
+
+def test_a_value_is_written_while_the_next_is_encoded():
+    """Each is kept on another thread while the next is made, in order, and a failure is told, that of the last too."""
+    making, kept = threading.Event(), []
+
+    def items():
+        yield 0, None
+        making.set()  # the first is being kept now, and waits for this
+        yield 1, None
+
+    def keep(number, _):
+        assert making.wait(30)
+        kept.append((number, threading.current_thread() is threading.main_thread()))
+        return str(number)
+
+    assert list(caching._behind(keep, items())) == ["0", "1"]
+    assert kept == [(0, False), (1, False)]
+
+    def fail(number, _):
+        raise DataError(f"{number} cannot be kept")
+
+    for count in (1, 2):
+        with pytest.raises(DataError, match="0 cannot be kept"):
+            list(caching._behind(fail, ((number, None) for number in range(count))))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,7 +21,10 @@ from lorakit.plan import Plan
 from lorakit.validation import exam
 
 TEXTS_AT_ONCE = 16
-PICTURES_AHEAD = 4
+DECODERS = min(
+    8, os.cpu_count() or 1
+)  # threads: a photo of 24 megapixels takes half a second, a GPU encodes it in less
+PICTURES_AHEAD = DECODERS + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,20 +205,42 @@ def _encode_images(
     if coder is None or not missing:
         return
     coder.module.to(context.device)
-    for picture, seen in _decoded(missing):
-        context.check()
-        with torch.no_grad():
-            latents = coder.encode(seen[None].to(context.device))[0]
+
+    def encoded() -> Iterator[tuple[Framed, Tensor]]:
+        for picture, seen in _decoded(missing):
+            context.check()
+            with torch.no_grad():
+                latents = coder.encode(seen[None].to(context.device))[0]
+            yield picture, latents
+
+    def keep(picture: Framed, latents: Tensor) -> str:
         if not bool(torch.isfinite(latents).all()):
             raise DataError(f"the latents of {picture.path} are not finite numbers", fix="Replace or remove it.")
         context.cache.store(store.key(picture), {"latents": latents})
-        yield picture.path.name
+        return picture.path.name
+
+    yield from _behind(keep, encoded())
     context.cache.files.save()
+
+
+def _behind(work: Callable[[Framed, Tensor], str], items: Iterator[tuple[Framed, Tensor]]) -> Iterator[str]:
+    """What `work` makes of each item in order, on another thread, one item behind the one that is being made.
+
+    It waits for the device and for the disk, while the next picture is encoded.
+    """
+    with ThreadPoolExecutor(1) as pool:  # leaving it waits for the last
+        behind: Future[str] | None = None
+        for item in items:
+            done, behind = behind, pool.submit(work, *item)
+            if done is not None:
+                yield done.result()
+        if behind is not None:
+            yield behind.result()
 
 
 def _decoded(pictures: Sequence[Framed]) -> Iterator[tuple[Framed, Tensor]]:
     """Pixels of each picture in order, decoded ahead on another thread."""
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(DECODERS) as pool:
         ahead: deque[tuple[Framed, Future[Tensor]]] = deque()
         waiting = iter(pictures)
         try:
