@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_script_for_gpus_runs_anywhere():
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "qwen, plain", "qwen, int8,"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "qwen, plain"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     cases = [line for line in done.stdout.splitlines() if line.startswith("qwen")]
-    assert len(cases) == 2
+    assert len(cases) == 1
     assert all("GB" in line and "cosine" in line and "NOT FINITE" not in line for line in cases), done.stdout
