@@ -116,6 +116,13 @@ class Family(ABC):
     """What `ss_base_model_version` says in exported files."""
     layout: ClassVar[Layout] = "peft"
     """How exported files name their tensors."""
+    file_layers: ClassVar[tuple[str, ...]] = ()
+    """The layers that LoRA files of anybody may hold, after their component, in diffusers' names; `#` is a number."""
+    kohya_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """What kohya's trainers call layers of the denoiser where it is not diffusers' name; one that fuses several layers
+    has them in the order of its rows. `#` is a number."""
+    comfyui_prefix: ClassVar[str] = ""
+    """What stands before diffusers' names in files that ComfyUI itself writes; empty where it writes other names."""
     trainable_text: ClassVar[tuple[str, ...]] = ()
     """Text encoders that may be trained, by their sub-folder, which is also what the encoder's module calls them."""
     text_targets: ClassVar[tuple[str, ...]] = ()

@@ -16,11 +16,14 @@ if TYPE_CHECKING:  # the configuration models are imported by the methods that n
     import click
 
     from lorakit.config import Layer
+    from lorakit.engine.lora_export import Exported
     from lorakit.engine.trials import Examined
     from lorakit.estimate.figures import Estimate
     from lorakit.estimate.rates import Rates
     from lorakit.events import Event
     from lorakit.importers.report import Imported
+    from lorakit.lora_facts import Facts
+    from lorakit.lora_order import Order
     from lorakit.plan import Plan
     from lorakit.problem import Problem
     from lorakit.request import Request
@@ -160,6 +163,26 @@ class Kit:
             plan, self.shelves, control or Control(), file, Recipe(rank=rank, samples=samples, updates=updates)
         )
         return self._observed(plan, events)
+
+    def inspect(self, file: Path, family: str | None = None) -> Facts:
+        """What a LoRA file is, whoever made it; `family` where its names do not tell."""
+        from lorakit import lora_facts
+
+        if family is not None:
+            self.shelves.families.find(family, "--family")
+        return lora_facts.read(file, self.shelves.families, family)
+
+    def norms(self, facts: Facts) -> dict[str, float]:
+        """How much a LoRA changes each of its layers, by their names in the file: the Frobenius norm of B A."""
+        from lorakit.engine.lora_norms import norms
+
+        return norms(facts)
+
+    def export(self, files: Sequence[Facts], order: Order, out: Path) -> Exported:
+        """Write LoRA files anew as one, in another layout, number format or rank, as the order says."""
+        from lorakit.engine.lora_export import export
+
+        return export(files, order, out)
 
     def doctor(self, output: Path) -> Iterator[Examined]:
         """What this machine can do, looked at one thing after another; runs would be saved in `output`."""

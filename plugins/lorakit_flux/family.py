@@ -23,7 +23,30 @@ GUIDED: dict[str, Any] = {"guidance": "embedded", "flow_shift": SHIFT, "size": s
 LONGER, SHORTER = (1024, 1104, 1184, 1248, 1328, 1392, 1456, 1504, 1568), (1024, 944, 880, 832, 800, 752, 720, 688, 672)
 PREFERRED = sorted({*zip(LONGER, SHORTER, strict=True), *zip(SHORTER, LONGER, strict=True)})
 DOUBLE = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear")
+DOUBLES, SINGLES = "transformer_blocks.#.", "single_transformer_blocks.#."
+STREAMS = (("img", "", DOUBLE[:4], "ff"), ("txt", "_context", DOUBLE[4:], "ff_context"))
+EDGES = {"img_in": ("x_embedder",), "txt_in": ("context_embedder",), "final_layer.linear": ("proj_out",)}
+# the names of Black Forest Labs, in which query, key and value are one layer
+KOHYA: dict[str, tuple[str, ...]] = {
+    f"double_blocks.#.{stream}_{own}": tuple(f"{DOUBLES}{name}" for name in layers)
+    for stream, context, attention, feed in STREAMS
+    for own, layers in {
+        "attn.qkv": [f"attn.{name}" for name in attention[:3]],
+        "attn.proj": [f"attn.{attention[3]}"],
+        "mlp.0": [f"{feed}.net.0.proj"],
+        "mlp.2": [f"{feed}.net.2"],
+        "mod.lin": [f"norm1{context}.linear"],
+    }.items()
+} | {
+    "single_blocks.#.linear1": tuple(
+        f"{SINGLES}{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+    ),
+    "single_blocks.#.linear2": (f"{SINGLES}proj_out",),
+    "single_blocks.#.modulation.lin": (f"{SINGLES}norm.linear",),
+    **EDGES,
+}
 UNDONE = (
     "FLUX.1-schnell is distilled to draw in 1 to 4 steps, and training with plain flow matching undoes that little by "
     "little: keep the run short, watch the previews at 4 steps, or teach --variant dev"
@@ -85,7 +108,13 @@ class Flux(Family):
         *("proj_mlp", "proj_out"),
     )
     trainable_text = ("text_encoder",)
-    text_targets = ("q_proj", "k_proj", "v_proj", "out_proj")
+    text_targets = TEXT_TARGETS
+    file_layers = (
+        *(f"transformer.{layer}" for layers in KOHYA.values() for layer in layers),
+        *(f"text_encoder.text_model.encoder.layers.#.self_attn.{name}" for name in TEXT_TARGETS),
+        *(f"text_encoder.text_model.encoder.layers.#.mlp.{name}" for name in ("fc1", "fc2")),
+    )
+    kohya_names = KOHYA
     # a quarter of the weights; every token of the block is scaled by what they answer
     spared: ClassVar = {"int2": dict.fromkeys(MODULATION, "int4")}
     needs_recovery = ("int2",)

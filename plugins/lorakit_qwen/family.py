@@ -75,6 +75,11 @@ class Qwen(Family):
         *(f"attn.{name}" for name in ATTENTION),
         *(f"{stream}_mlp.{name}" for stream in ("img", "txt") for name in FEED_FORWARD),
     )
+    file_layers = (
+        *(f"transformer.transformer_blocks.#.{name}" for name in (*lora_targets, "img_mod.1", "txt_mod.1")),
+        *(f"transformer.{name}" for name in ("img_in", "txt_in", "norm_out.linear", "proj_out")),
+    )
+    comfyui_prefix = "diffusion_model"
     # a third of the weights; every token of the block is scaled by what they answer
     spared: ClassVar = {"int2": {"img_mod.1": "int4", "txt_mod.1": "int4"}}
     needs_recovery = ("int2", "int4")

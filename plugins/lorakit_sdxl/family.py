@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from lorakit_sdxl.model import SdxlDenoiser, SdxlImageCoder, SdxlTextEncoder
 
 TOY = Path(__file__).parent / "toy"
+LINEARS = (
+    *("proj_in", "proj_out", "transformer_blocks.#.ff.net.0.proj", "transformer_blocks.#.ff.net.2"),
+    *(f"transformer_blocks.#.attn{one}.{name}" for one in "12" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+)
 PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.+)")
+TEXT_TARGETS = (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2")
+# every place that kohya's numbering can tell from the others
+PLACES = (
+    *(f"{side}_blocks.{stage}.attentions.{one}" for side in ("down", "up") for stage in range(4) for one in range(3)),
+    "mid_block.attentions.0",
+)
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 NEEDED = {
     "the UNet": UNET,
@@ -37,6 +47,19 @@ OTHERS = {
     "double_blocks.": "FLUX.1",
 }
 """Beginnings of names that give other models away."""
+
+
+def stability_name(layer: str) -> str:
+    """A layer of diffusers' UNet inside one of its transformers, by Stability AI's names.
+
+    Each stage has three places there: two layers and a downsampler, after the input convolution; or three layers.
+    """
+    found = PLACE.match(layer)
+    if found is None:
+        return layer.replace("mid_block.attentions.0.", "middle_block.1.")
+    side, stage, place, within = found.groups()
+    number = 3 * int(stage) + int(place)
+    return f"input_blocks.{number + 1}.1.{within}" if side == "down" else f"output_blocks.{number}.1.{within}"
 
 
 class Sdxl(Family):
@@ -64,7 +87,14 @@ class Sdxl(Family):
     # every linear layer of the UNet's transformers: the 722 of kohya's files
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
     trainable_text = ("text_encoder", "text_encoder_2")
-    text_targets = (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2")
+    text_targets = TEXT_TARGETS
+    file_layers = (
+        *(f"unet.{place}.{name}" for place in PLACES for name in LINEARS),
+        *(f"{name}.text_model.encoder.layers.#.{layer}" for name in trainable_text for layer in TEXT_TARGETS),
+    )
+    kohya_names: ClassVar = {
+        stability_name(f"{place}.{name}"): (f"{place}.{name}",) for place in PLACES for name in LINEARS
+    }
     text_tokens = 77
     side_multiple = 16
     toy_resolution = 48
@@ -158,16 +188,3 @@ class Sdxl(Family):
     def toy(self, folder: Path, variant: str) -> None:
         """A 48-pixel toy of the real classes, shipped with the plugin (made by tests/toys/train_sdxl.py)."""
         toys.copy(TOY, folder, self.variants[variant], {})
-
-
-def stability_name(layer: str) -> str:
-    """A layer of diffusers' UNet inside one of its transformers, by Stability AI's names.
-
-    Each stage has three places there: two layers and a downsampler, after the input convolution; or three layers.
-    """
-    found = PLACE.match(layer)
-    if found is None:
-        return layer.replace("mid_block.attentions.0.", "middle_block.1.")
-    side, stage, place, within = found.groups()
-    number = 3 * int(stage) + int(place)
-    return f"input_blocks.{number + 1}.1.{within}" if side == "down" else f"output_blocks.{number}.1.{within}"

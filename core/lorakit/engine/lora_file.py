@@ -6,10 +6,12 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from lorakit.dataset import Dataset
 from lorakit.engine import layouts
@@ -29,12 +31,17 @@ PLACES: Any = {"output": True, "data": {"__all__": {"folder", "list", "reference
 def encode(plan: Plan, family: Family, adapter: Adapter, dataset: Dataset, update: int) -> bytes:
     """The whole file, header and all."""
     held = layouts.tensors(adapter, family, DTYPES[plan.settings.save.dtype])
-    body = safetensors.torch.save(held)
-    about = {name: redacted(value) for name, value in metadata(plan, family, dataset, update).items()}
+    return sealed(held, metadata(plan, family, dataset, update))
+
+
+def sealed(held: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """The file of these tensors with this metadata, without secrets and with the hashes of its content."""
+    about = {name: redacted(value) for name, value in about.items()}
     if about:
+        body = safetensors.torch.save(dict(held))
         digest = hashlib.sha256(_tensor_bytes(body)).hexdigest()
         about |= {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
-    return safetensors.torch.save(held, about or None)
+    return safetensors.torch.save(dict(held), about or None)
 
 
 def metadata(plan: Plan, family: Family, dataset: Dataset, update: int) -> dict[str, str]:
