@@ -27,7 +27,9 @@ AlarmKind = Literal[
     "empty preview",
 ]
 
-Phase = Literal["index", "cache text", "cache images", "load", "quantize", "calibrate", "recover", "train", "save"]
+Phase = Literal[
+    "index", "cache text", "cache images", "load", "quantize", "calibrate", "recover", "train", "save", "draw"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,28 @@ class SheetDrawn(Event):
 
     path: str
     strengths: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureDrawn(Event):
+    """A picture was drawn with a LoRA file; in a grid `update` is its checkpoint's, and `kept` are those from before."""
+
+    path: str
+    prompt: str
+    strength: float
+    guidance: float
+    seed: int
+    update: int | None = None
+    kept: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingStopped(Event):
+    """Drawing stopped before its end; `drawn` pictures of `total` are there."""
+
+    drawn: int
+    total: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +184,53 @@ class Kit:
         from lorakit.engine.lora_export import export
 
         return export(files, order, out)
+
+    def drawing(
+        self, file: Path, changes: Sequence[Layer] = (), *, family: str | None = None, run: Path | None = None
+    ) -> tuple[Facts, Plan]:
+        """A LoRA file, or the newest of a run's folder, and the plan of drawing with it; `changes` are asked for."""
+        from lorakit import drawing
+
+        if run is None and file.is_dir():
+            file = drawing.latest(file)
+        run = run or drawing.run_of(file)
+        facts = self.inspect(file, family or (drawing.family_of(run) if run else None))
+        asked = drawing.request(facts, changes, run=run)
+        return facts, drawing.checked(self.plan(self.request(*asked)))
+
+    def sample(
+        self, plan: Plan, facts: Facts, strength: float, places: Sequence[Path], control: Control | None = None
+    ) -> Iterator[Event]:
+        """Draw every prompt of a plan that `drawing` made, with its file at this strength, into `places`."""
+        from lorakit.engine.sample import sample
+
+        return sample(plan, self.shelves, control or Control(), facts, strength, places)
+
+    def grid(
+        self,
+        run: Path,
+        changes: Sequence[Layer] = (),
+        *,
+        checkpoints: Sequence[int] = (),
+        strengths: Sequence[float] = (),
+        guidances: Sequence[float] = (),
+        control: Control | None = None,
+    ) -> Iterator[Event]:
+        """Draw a run's checkpoints at strengths and guidances into its folder `grid`, and all of them on one sheet.
+
+        What is not said is that of `lorakit.grid`; `changes` are asked for in sampling. What was drawn is kept.
+        """
+        from lorakit import grid
+
+        want = grid.wanted(run, checkpoints, strengths)
+        first = next(iter(want.files.values()))
+        _, plan = self.drawing(first, changes, run=run)
+        facts = {update: self.inspect(file, plan.settings.family) for update, file in want.files.items()}
+        columns, note = grid.guidances(plan, self.shelves.families[plan.settings.family], guidances)
+        from lorakit.engine.grid import draw
+
+        want = replace(want, guidances=columns)
+        return draw(plan, self.shelves, control or Control(), run, want, facts, note)
 
     def doctor(self, output: Path) -> Iterator[Examined]:
         """What this machine can do, looked at one thing after another; runs would be saved in `output`."""

@@ -51,8 +51,17 @@ class Layer:
     @property
     def kind(self) -> str:
         """What layers of other blocks have in common with it."""
-        known = [kind(one) for one in self.layers]
-        return "+".join(known) if known else NUMBER.sub("#", self.name)
+        return "+".join(self.kinds) or NUMBER.sub("#", self.name)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of the layers that it is for."""
+        return tuple(map(kind, self.layers))
+
+    @property
+    def component(self) -> str:
+        """The part of the model that it stands on; empty where no family knows it."""
+        return self.layers[0].partition(".")[0] if self.layers else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +279,6 @@ def kinds(facts: Facts) -> dict[str, list[Layer]]:
     found = defaultdict(list)
     main = facts.names[0].family.components[0] if facts.names else ""
     for one in facts.layers:
-        component = one.layers[0].partition(".")[0] if one.layers else main
+        component = one.component or main
         found[one.kind if component == main else f"{component} {one.kind}"].append(one)
     return dict(found)

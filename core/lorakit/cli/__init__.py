@@ -55,7 +55,20 @@ def run(arguments: Sequence[str]) -> int:
 
 def build(kit: Kit) -> click.Group:
     """The group with core's commands and those of the Kit's plugins."""
-    from lorakit.cli import calibrate, check, compare, doctor, export, imports, inspect, lists, plans, recover, runs
+    from lorakit.cli import (
+        calibrate,
+        check,
+        compare,
+        doctor,
+        drawing,
+        export,
+        imports,
+        inspect,
+        lists,
+        plans,
+        recover,
+        runs,
+    )
 
     first = next(iter(kit.shelves.families), "NAME")
     group = click.Group(
@@ -69,6 +82,8 @@ def build(kit: Kit) -> click.Group:
     working = (runs.train, plans.plan, check.check, runs.resume, recover.recover, imports.import_, doctor.doctor)
     for command in (
         *working,
+        drawing.sample,
+        drawing.grid,
         inspect.inspect,
         export.export,
         compare.compare,

@@ -13,12 +13,14 @@ from lorakit.cli.quiet import hush, shown
 from lorakit.events import (
     Alarm,
     CheckpointSaved,
+    DrawingStopped,
     EstimateChecked,
     Event,
     LayerRecovered,
     PhaseFinished,
     PhaseProgress,
     PhaseStarted,
+    PictureDrawn,
     PreviewDrawn,
     RecoveryFinished,
     RecoveryStopped,
@@ -101,6 +103,12 @@ class Progress:
                 if event.workflow:
                     self._say(f"workflow     {event.workflow}")
                 self._say(f"done         {event.update} updates in {duration(event.seconds)}")
+            case PictureDrawn():
+                if not event.kept:
+                    self._say(f"  picture    {event.path} (strength {event.strength:g}, seed {event.seed})")
+            case DrawingStopped():
+                self.close()
+                self._say(f"stopped      {event.reason}, after {event.drawn} of {event.total} pictures")
             case LayerRecovered() | RecoveryStopped() | RecoveryFinished():
                 self._recovery(event)
             case _:

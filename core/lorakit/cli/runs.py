@@ -99,7 +99,7 @@ class _JsonLines:
 
 def read(events: Iterator[Event], readers: list[Reader]) -> int:
     """Give every event to every reader; the exit code that they end with."""
-    from lorakit.events import RecoveryStopped, RunStopped
+    from lorakit.events import DrawingStopped, RecoveryStopped, RunStopped
 
     gc.enable()
 
@@ -108,7 +108,7 @@ def read(events: Iterator[Event], readers: list[Reader]) -> int:
         for event in events:
             for reader in readers:
                 reader(event)
-            if isinstance(event, (RunStopped, RecoveryStopped)):
+            if isinstance(event, (RunStopped, RecoveryStopped, DrawingStopped)):
                 code = STOPPED
     finally:
         for reader in readers:

@@ -36,11 +36,32 @@ class Model:
     table: ModulationTable | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The denoiser without an adapter, on its device."""
+
+    denoiser: Denoiser
+    table: ModulationTable | None = None
+
+
 def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[Model]:
     """The denoiser on its device, quantized as planned, with its adapter, and every promise checked.
 
     The adapter also stands on those parts of a text `encoder` that the plan trains.
     """
+    settings = context.plan.settings
+    base = yield from load_base(context)
+    denoiser = base.denoiser
+    hosts = text_hosts(context, encoder) if encoder and settings.text_encoder.train else ()
+    adapter = attach(denoiser, settings.lora, settings.seed, context.device, hosts)
+    if settings.train.gradient_checkpointing:
+        recompute(denoiser.blocks, keeps_random_state=settings.lora.dropout > 0)
+    check_facts(context.plan, denoiser, adapter, *holders(context))
+    return Model(denoiser, adapter, base.table)
+
+
+def load_base(context: Context) -> Work[Base]:
+    """The denoiser on its device, quantized as planned."""
     settings = context.plan.settings
     plain = settings.quantization.name == "none"
     travelling = Travelling(Conveyor(context.device), settings.speed.offload)
@@ -73,12 +94,7 @@ def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[Mod
         for _ in travelling.after((f"block {number}" for number in range(len(denoiser.blocks))), denoiser):
             pass
     travelling.conveyor.to_device(denoiser.module)
-    hosts = text_hosts(context, encoder) if encoder and settings.text_encoder.train else ()
-    adapter = attach(denoiser, settings.lora, settings.seed, context.device, hosts)
-    if settings.train.gradient_checkpointing:
-        recompute(denoiser.blocks, keeps_random_state=settings.lora.dropout > 0)
-    check_facts(context.plan, denoiser, adapter, *holders(context))
-    return Model(denoiser, adapter, loaders[0].table if loaders else None)
+    return Base(denoiser, loaders[0].table if loaders else None)
 
 
 def text_hosts(context: Context, encoder: TextEncoder) -> tuple[Host, ...]:

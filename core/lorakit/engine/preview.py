@@ -163,11 +163,11 @@ def contact_sheet(
         for column, picture in enumerate(row):
             enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (gap + column * (width + gap), top))
-        pen.text((gap, top + height + 1), _shortened(captions[number], pen, font, total[0] - 2 * gap), "black", font)
+        pen.text((gap, top + height + 1), shortened(captions[number], pen, font, total[0] - 2 * gap), "black", font)
     return sheet
 
 
-def _shortened(
+def shortened(
     text: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
     """The text, cut to what fits."""

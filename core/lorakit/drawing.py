@@ -1,0 +1,149 @@
+"""What pictures are drawn with: a LoRA file or a run's, and a plan of model and sampling for it. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit import history
+from lorakit.checks import NO_PICTURES, TOY
+from lorakit.config import Layer, Table
+from lorakit.errors import ConfigError, ModelError, RunError
+from lorakit.family import Family
+from lorakit.lora_about import config
+from lorakit.lora_facts import Facts
+from lorakit.plan import Plan
+from lorakit.single_file import header
+
+CHECKPOINT = re.compile(r"^update-(\d{1,18})$")
+STATE = "state.safetensors"
+KEPT: Mapping[str, tuple[str, ...]] = {
+    "model": ("source", "config"),
+    "scheduler": (),
+    "quantization": (),
+    "train": ("precision", "resolution", "reference_resolution"),
+    "text_encoder": ("template", "reference_resolution"),
+    "sampling": ("prompts", "references", "negative", "guidance", "steps", "shift", "width", "height", "seed"),
+}
+"""Settings of a run that its pictures depend on; all of a section where none are named."""
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The LoRA files of a run's checkpoints by update, or else the finished file; RunError where there are none."""
+    found: dict[int, Path] = {}
+    for path in sorted((run / "checkpoints").glob("update-*/*.safetensors")):
+        place = CHECKPOINT.match(path.parent.name)
+        if place and path.name != STATE:
+            found[int(place[1])] = path
+    told = history.read(run)
+    if not found and told.end and told.file.is_file():
+        found[told.end.update] = told.file
+    if not found:
+        raise RunError(
+            f"the run {run} has no checkpoint to draw with",
+            fix="Train it further (`lorakit resume`), or name a LoRA file.",
+        )
+    return dict(sorted(found.items()))
+
+
+def latest(run: Path) -> Path:
+    """The LoRA file of a run: that of its end, or of its newest checkpoint."""
+    told = history.read(run)
+    return told.file if told.finished and told.file.is_file() else list(checkpoints(run).values())[-1]
+
+
+def run_of(file: Path) -> Path | None:
+    """The folder of the run that a file lies in, as its result or in a checkpoint."""
+    places = (file.absolute().parent, file.absolute().parent.parent.parent)
+    return next((place for place in places if (place / history.PLAN).is_file()), None)
+
+
+def family_of(run: Path) -> str:
+    """The family of a run."""
+    return history.read(run).plan.settings.family
+
+
+def request(facts: Facts, asked: Sequence[Layer], *, run: Path | None = None) -> list[Layer]:
+    """The layers of a plan that draws with the file: what was trained with, what the file needs, what is asked."""
+    family = _certain(facts)
+    told = history.read(run).plan if run else None
+    own = told.settings.model_dump(mode="json", exclude_none=True) if told else config(facts.metadata)
+    if own.get("family") not in (None, family.name):
+        own = {}
+    where = f"the plan of {run}" if run else f"the metadata of {facts.file}"
+    below = Layer(_settings(own, family), where) if own else _foreign(facts, family, asked)
+    more = [Layer({"output": str(run.parent)}, where)] if run else []
+    return [below, *more, Layer(_needed(facts, family), str(facts.file)), *asked]
+
+
+def checked(plan: Plan) -> Plan:
+    """The plan, where it can be drawn; ConfigError where it cannot."""
+    wrong = [one.message for one in plan.errors if one.message != NO_PICTURES]
+    if wrong:
+        raise ConfigError(wrong[0])
+    if not plan.settings.sampling.prompts:
+        raise ConfigError("nothing is to be drawn", why="no prompt is named", fix="Say --prompt.")
+    return plan
+
+
+def _certain(facts: Facts) -> Family:
+    """The family of the file."""
+    if facts.family is None:
+        known = " or ".join(one.family.name for one in facts.names)
+        raise ModelError(
+            f"the family of {facts.file} is not certain",
+            why=f"its layers are those of {known}" if known else "no installed family knows its layers",
+            fix="Say which with --family." if known else "Look at them: `lorakit inspect`.",
+        )
+    return facts.family
+
+
+def _settings(own: Mapping[str, Any], family: Family) -> Table:
+    """What pictures depend on of a run's settings, as it lies in its plan or in the metadata of a file."""
+    found: Table = {"preset": "none", "validation": {"every": 0}}
+    found |= {"variant": own["variant"]} if own.get("variant") is not None else {}
+    for section, names in KEPT.items():
+        table = own.get(section)
+        if isinstance(table, dict):
+            kept = {name: value for name, value in table.items() if (name in names or not names) and value is not None}
+            found[section] = kept
+    variant = family.variants.get(str(found.get("variant", family.default_variant)))
+    if variant and variant.guidance != "true":
+        found.get("sampling", {}).pop("negative", None)  # which nothing reads
+    return found
+
+
+def _foreign(facts: Facts, family: Family, asked: Sequence[Layer]) -> Layer:
+    """Where nothing tells the model: the variant that the metadata names, and the toy where the file is for the toy."""
+    table: Table = {"validation": {"every": 0}}
+    if facts.variants:
+        table["variant"] = facts.variants[0]
+    if not any("source" in layer.table.get("model", {}) for layer in asked) and fits_toy(facts, family):
+        table |= {"model": {"source": TOY}, "preset": "toy"}
+    return Layer(table, str(facts.file))
+
+
+def fits_toy(facts: Facts, family: Family) -> bool:
+    """Whether every layer of the denoiser in the file is of the size that the family's toy has there."""
+    component = family.components[0]
+    files = sorted((family.toy_folder / component).glob("*.safetensors")) if family.toy_folder else []
+    if not files:
+        return False
+    shapes = {f"{component}.{name}": one.shape for file in files for name, one in header(file).items()}
+    mine = [one for one in facts.layers if len(one.layers) == 1 and one.layers[0].startswith(f"{component}.")]
+    return bool(mine) and all(shapes.get(f"{one.layers[0]}.weight") == (one.outputs, one.inputs) for one in mine)
+
+
+def _needed(facts: Facts, family: Family) -> Table:
+    """What the plan must know of the file: its largest rank, the layers it stands on, and whether text is changed."""
+    main = family.components[0]
+    kinds = dict.fromkeys(one for layer in facts.layers for one in layer.kinds if layer.component in (main, ""))
+    rank = min(max(layer.rank for layer in facts.layers), 1024)
+    text = any(layer.component != main for layer in facts.layers if layer.layers)
+    return {
+        "family": family.name,
+        "lora": {"rank": rank, "alpha": float(rank), **({"targets": list(kinds)} if kinds else {})},
+        **({"text_encoder": {"train": True}} if text else {}),
+    }
