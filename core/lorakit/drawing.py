@@ -29,6 +29,9 @@ KEPT: Mapping[str, tuple[str, ...]] = {
 }
 """Settings of a run that its pictures depend on; all of a section where none are named."""
 
+OF_VARIANTS = ("guidance", "steps", "shift", "negative", "references")
+"""Sampling settings that another variant of the family has others of."""
+
 
 def checkpoints(run: Path) -> dict[int, Path]:
     """The LoRA files of a run's checkpoints by update, or else the finished file; RunError where there are none."""
@@ -73,7 +76,11 @@ def request(facts: Facts, asked: Sequence[Layer], *, run: Path | None = None) ->
     if own.get("family") not in (None, family.name):
         own = {}
     where = f"the plan of {run}" if run else f"the metadata of {facts.file}"
-    below = Layer(_settings(own, family), where) if own else _foreign(facts, family, asked)
+    variant = next((layer.table["variant"] for layer in reversed(asked) if "variant" in layer.table), None)
+    table = _settings(own, family)
+    if variant not in (None, table.get("variant")):
+        table = _without_variant(table)
+    below = Layer(table, where) if own else _foreign(facts, family, asked)
     more = [Layer({"output": str(run.parent)}, where)] if run else []
     return [below, *more, Layer(_needed(facts, family), str(facts.file)), *asked]
 
@@ -113,6 +120,13 @@ def _settings(own: Mapping[str, Any], family: Family) -> Table:
     if variant and variant.guidance != "true":
         found.get("sampling", {}).pop("negative", None)  # which nothing reads
     return found
+
+
+def _without_variant(table: Table) -> Table:
+    """The same for another variant, whose model, template and guidance are its own."""
+    model = {name: value for name, value in table.get("model", {}).items() if value == TOY}
+    sampling = {name: value for name, value in table.get("sampling", {}).items() if name not in OF_VARIANTS}
+    return {**table, "model": model, "sampling": sampling, "text_encoder": {}}
 
 
 def _foreign(facts: Facts, family: Family, asked: Sequence[Layer]) -> Layer:

@@ -191,7 +191,7 @@ class SheetDrawn(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureDrawn(Event):
-    """A picture was drawn with a LoRA file; in a grid `update` is its checkpoint's, and `kept` are those from before."""
+    """A picture was drawn with a LoRA; in a grid `update` is its checkpoint's, and it may be `kept` from before."""
 
     path: str
     prompt: str

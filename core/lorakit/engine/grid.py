@@ -72,13 +72,12 @@ class Grid:
         for one in self.pieces:
             if one not in lacking:
                 yield self._drawn(one, kept=True)
-        if not lacking:
-            return
-        studio = yield from opened(context, facts[lacking[0].update])
-        worn, began = lacking[0].update, time.perf_counter()
+        studio = (yield from opened(context, facts[lacking[0].update])) if lacking else None
+        worn, began = lacking[0].update if lacking else 0, time.perf_counter()
         yield PhaseStarted(phase="draw", total=len(lacking))
         for done, one in enumerate(lacking):
             context.check()
+            assert studio is not None
             if one.update != worn:
                 studio.worn.put_on(lora_pairs.load(facts[one.update]))
                 worn = one.update
