@@ -75,6 +75,8 @@ def request(facts: Facts, asked: Sequence[Layer], *, run: Path | None = None) ->
     own = told.settings.model_dump(mode="json", exclude_none=True) if told else config(facts.metadata)
     if own.get("family") not in (None, family.name):
         own = {}
+    if not run and isinstance(own.get("sampling"), dict):
+        own["sampling"].pop("references", None)  # a file of somebody else names no pictures of this machine
     where = f"the plan of {run}" if run else f"the metadata of {facts.file}"
     variant = next((layer.table["variant"] for layer in reversed(asked) if "variant" in layer.table), None)
     table = _settings(own, family)

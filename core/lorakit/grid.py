@@ -106,17 +106,18 @@ def pieces(plan: Plan, want: Wanted, digests: Mapping[int, str]) -> list[Piece]:
     ]
 
 
+ROW = {"update": int, "strength": float, "guidance": float, "prompt": str, "seed": int, "path": str, "key": str}
+
+
 def known(run: Path) -> list[dict[str, Any]]:
-    """The list of what was drawn before, as far as it is there; nothing where there is none that can be read."""
+    """The list of what was drawn before; nothing where there is none, or none that can be read."""
     try:
         told = jsontext.parse((run / FOLDER / INDEX).read_bytes())
     except (OSError, ValueError):
         return []
     rows = told if isinstance(told, list) else []
     return [
-        one
-        for one in rows
-        if isinstance(one, dict) and isinstance(one.get("path"), str) and isinstance(one.get("key"), str)
+        one for one in rows if isinstance(one, dict) and all(type(one.get(name)) is kind for name, kind in ROW.items())
     ]
 
 

@@ -8,6 +8,8 @@ from lorakit.events import KINDS, Event, PreviewDrawn, RunStarted, UpdateFinishe
 EXAMPLES = {
     "str": "somewhere, Zoë\n",
     "int": 3,
+    "int | None": 4,
+    "bool": True,
     "float": 0.1,
     "float | None": 0.2,
     "Phase": "cache text",

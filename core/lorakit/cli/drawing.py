@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lorakit.cli import options
+from lorakit.cli.quiet import shown
 from lorakit.cli.runs import read, readers_of, stopping
 from lorakit.control import Control
 from lorakit.errors import ConfigError
@@ -17,8 +18,9 @@ from lorakit.kit import Kit
 
 if TYPE_CHECKING:
     from lorakit.config import Layer
+    from lorakit.lora_facts import Facts
+    from lorakit.plan import Plan
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 STRONGEST = 4.0
 """Strengths beyond this, in both directions, draw noise."""
 
@@ -61,8 +63,21 @@ def sample(
     facts, plan = kit.drawing(file, asked(given), family=given["family"])
     places = _places(out, len(plan.settings.sampling.prompts), force)
     control = Control()
+    if not as_json:
+        _introduce(plan, facts)
     with stopping(control, as_json):
         return read(kit.sample(plan, facts, strong, places, control), readers_of(as_json, False, out.parent))
+
+
+def _introduce(plan: Plan, facts: Facts) -> None:
+    """Say which model draws, who chose it, and how."""
+    settings, sampling = plan.settings, plan.settings.sampling
+    base = "" if settings.quantization.name == "none" else f" in {settings.quantization.name}"
+    who = plan.choices["model.source"].decided_by
+    click.echo(shown(f"file         {facts.file}"))
+    click.echo(shown(f"model        {settings.family} {settings.variant}, {settings.model.source}{base} ({who})"))
+    size = f"{sampling.width}x{sampling.height}"
+    click.echo(f"sampling     {size}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}")
 
 
 @click.command()

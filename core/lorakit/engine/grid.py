@@ -17,7 +17,7 @@ from lorakit.engine.cache import write_atomically
 from lorakit.engine.grid_sheet import sheet
 from lorakit.engine.phases import Context, StopAsked
 from lorakit.engine.run_folder import alone
-from lorakit.engine.sample import context_of
+from lorakit.engine.sample import context_of, within_memory
 from lorakit.engine.studio import opened
 from lorakit.errors import DataError
 from lorakit.events import (
@@ -47,7 +47,8 @@ def draw(
         found = pieces(plan, want, {update: _digest(file) for update, file in want.files.items()})
         grid = Grid(run, found)
         try:
-            yield from grid.missing(context, facts)
+            with within_memory(plan):
+                yield from grid.missing(context, facts)
             yield from grid.finish(want.strengths)
         except StopAsked:
             yield DrawingStopped(drawn=len(found) - len(grid.lacking()), total=len(found), reason=control.reason)
