@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def build(kit: Kit) -> click.Group:
     """The group with core's commands and those of the Kit's plugins."""
-    from lorakit.cli import calibrate, check, compare, doctor, imports, lists, plans, recover, runs
+    from lorakit.cli import calibrate, check, compare, ctl, doctor, imports, lists, plans, recover, runs
 
     first = next(iter(kit.shelves.families), "NAME")
     group = click.Group(
@@ -66,9 +66,15 @@ def build(kit: Kit) -> click.Group:
         callback=lambda **_: None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    working = (runs.train, plans.plan, check.check, runs.resume, recover.recover, imports.import_, doctor.doctor)
     for command in (
-        *working,
+        runs.train,
+        plans.plan,
+        check.check,
+        runs.resume,
+        ctl.ctl,
+        recover.recover,
+        imports.import_,
+        doctor.doctor,
         compare.compare,
         calibrate.calibrate,
         lists.families,
