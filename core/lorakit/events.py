@@ -11,7 +11,37 @@ from typing import Literal, get_args
 
 from lorakit.event import VERSION, Event, Unknown, kinds
 
-__all__ = ["KINDS", "VERBS", "VERSION", "AlarmKind", "Event", "Phase", "Unknown", "Verb"]
+__all__ = [
+    "KINDS",
+    "VERBS",
+    "VERSION",
+    "Alarm",
+    "AlarmKind",
+    "Asked",
+    "CheckpointRemoved",
+    "CheckpointSaved",
+    "EstimateChecked",
+    "Event",
+    "LayerRecovered",
+    "Phase",
+    "PhaseFinished",
+    "PhaseProgress",
+    "PhaseStarted",
+    "PreviewDrawn",
+    "RecoveryFinished",
+    "RecoveryStopped",
+    "RunContinued",
+    "RunFinished",
+    "RunPaused",
+    "RunStarted",
+    "RunStopped",
+    "SheetDrawn",
+    "Unknown",
+    "UpdateFinished",
+    "Validated",
+    "Verb",
+    "Warned",
+]
 
 Verb = Literal["stop", "pause", "resume", "sample", "save"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
