@@ -67,7 +67,8 @@ class Control:
             if not refused:
                 self._stopping |= what == "stop"
                 self._paused = what == "pause" or (self._paused and what != "resume")
-                self.reason = self.reason or ("asked to stop" if what == "stop" else "")
+                if what == "stop" and not self.reason:
+                    self.reason = f"asked to stop by {by}"
             self._asked.append(Asked(what=what, by=by, refused=refused))
             self._changed.notify_all()
             return refused

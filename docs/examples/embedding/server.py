@@ -8,6 +8,7 @@ behind a server that knows its users before others may reach it.
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from typing import Any
 
@@ -132,6 +133,7 @@ async def main(wanted: dict[str, Any], port: int = 8000) -> None:
 
 if __name__ == "__main__":
     ask = {"family": "qwen", "preset": "toy", "trigger": "sks", "data": [{"folder": sys.argv[1]}], "name": "server"}
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends as Ctrl-C does: saved
     try:
         asyncio.run(main(ask))
     except LorakitError as error:
