@@ -62,6 +62,18 @@ def test_public_names_are_listed_and_found():
     assert dir(lorakit) == lorakit.__all__
 
 
+def test_public_names_of_the_modules_that_hosts_read_are_listed_and_explained():
+    from lorakit import errors, events
+
+    own = {name for name, what in vars(events).items() if isinstance(what, type) and issubclass(what, events.Event)}
+    assert own == {name for name in events.__all__ if isinstance(getattr(events, name), type)}
+    assert set(events.__all__) >= {"KINDS", "VERBS", "VERSION", "Phase", "AlarmKind", "Verb"}
+    public = [getattr(lorakit, name) for name in lorakit.__all__ if name not in ("__version__", "hookimpl")]
+    public += [what for what in vars(errors).values() if isinstance(what, type)]
+    assert not [what for what in public if not what.__doc__]
+    assert (ROOT / "core" / "lorakit" / "py.typed").is_file()
+
+
 def test_the_schema_that_editors_use_has_every_section():
     from lorakit.config import schema
     from lorakit.settings import Settings

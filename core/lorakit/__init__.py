@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lorakit.registry import Part, Registry
     from lorakit.request import Request
     from lorakit.rules import Rule, never, only, prefer
+    from lorakit.trackers import Tracker
 
 __all__ = [
     "Control",
@@ -36,6 +37,7 @@ __all__ = [
     "Registry",
     "Request",
     "Rule",
+    "Tracker",
     "Variant",
     "__version__",
     "hookimpl",
@@ -61,6 +63,7 @@ _HOMES = {
     "Registry": "registry",
     "Request": "request",
     "Rule": "rules",
+    "Tracker": "trackers",
     "Variant": "family",
     "hookimpl": "hooks",
     "never": "rules",

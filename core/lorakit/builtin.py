@@ -80,10 +80,34 @@ IMPORTERS = (
     ),
 )
 
+TRACKERS = (
+    Part(
+        name="tensorboard",
+        summary="TensorBoard logs in the run's folder",
+        load="lorakit.trackers.tensorboard:TensorBoard",
+        requires=("tensorboard",),
+        install="'lorakit[tensorboard]'",
+    ),
+    Part(
+        name="wandb",
+        summary="Weights & Biases",
+        load="lorakit.trackers.wandb:WeightsAndBiases",
+        requires=("wandb",),
+        install="'lorakit[wandb]'",
+    ),
+    Part(
+        name="mlflow",
+        summary="MLflow, a server's or a database beside the runs",
+        load="lorakit.trackers.mlflow:MLflow",
+        requires=("mlflow", "sqlalchemy", "alembic"),
+        install="'lorakit[mlflow]'",
+    ),
+)
+
 
 @hookimpl
 def register(registry: Registry) -> None:
-    """Register core's scheduler, quantizers, optimizers and importers."""
+    """Register core's schedulers, quantizers, optimizers, importers and trackers."""
     for scheduler in SCHEDULERS:
         registry.scheduler(scheduler)
     for quantizer in QUANTIZERS:
@@ -92,3 +116,5 @@ def register(registry: Registry) -> None:
         registry.optimizer(optimizer)
     for importer in IMPORTERS:
         registry.importer(importer)
+    for tracker in TRACKERS:
+        registry.tracker(tracker)

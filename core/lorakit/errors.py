@@ -51,6 +51,16 @@ class RunError(LorakitError):
     """A run folder cannot be made, read or continued."""
 
 
+class NewerError(LorakitError):
+    """Something was written by a newer lorakit, in a form that this one cannot read."""
+
+
+class UnansweredError(LorakitError):
+    """A run that should be under way gives no answer; the exit code is 1, because the question was right."""
+
+    exit_code = 1
+
+
 class TrainingError(LorakitError):
     """Training cannot go on; the exit code is 1, because the input was accepted."""
 

@@ -5,15 +5,46 @@ Events are frozen and turn into JSON lines and back. Paths are strings, times ar
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from lorakit import jsontext
-from lorakit.secret import redacted
+from lorakit.event import VERSION, Event, Unknown, kinds
 
-VERSION = 1  # of the JSON form
+__all__ = [
+    "KINDS",
+    "VERBS",
+    "VERSION",
+    "Alarm",
+    "AlarmKind",
+    "Asked",
+    "CheckpointRemoved",
+    "CheckpointSaved",
+    "EstimateChecked",
+    "Event",
+    "LayerRecovered",
+    "Phase",
+    "PhaseFinished",
+    "PhaseProgress",
+    "PhaseStarted",
+    "PreviewDrawn",
+    "RecoveryFinished",
+    "RecoveryStopped",
+    "RunContinued",
+    "RunFinished",
+    "RunPaused",
+    "RunStarted",
+    "RunStopped",
+    "SheetDrawn",
+    "Unknown",
+    "UpdateFinished",
+    "Validated",
+    "Verb",
+    "Warned",
+]
+
+Verb = Literal["stop", "pause", "resume", "sample", "save"]
+VERBS: tuple[Verb, ...] = get_args(Verb)
 
 AlarmKind = Literal[
     "not finite",
@@ -30,26 +61,6 @@ AlarmKind = Literal[
 Phase = Literal[
     "index", "cache text", "cache images", "load", "quantize", "calibrate", "recover", "train", "save", "draw"
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something that happened; `time` is seconds since the epoch."""
-
-    time: float = field(default_factory=time.time)
-
-    def to_json(self) -> str:
-        """One line of JSON without secrets, the kind of event under `event`."""
-        return redacted(json.dumps({"event": type(self).__name__, "version": VERSION, **asdict(self)}))
-
-    @staticmethod
-    def from_json(line: str) -> Event:
-        """The event that `to_json` wrote."""
-        table = jsontext.table(line)
-        kind = KINDS[table.pop("event")]
-        table.pop("version", None)
-        names = {one.name for one in fields(kind)}
-        return kind(**{key: _frozen(value) for key, value in table.items() if key in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +245,33 @@ class Alarm(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked(Event):
+    """Somebody asked for something while the run was under way: `by` says who, `refused` why nothing comes of it.
+
+    What comes of it is told by `RunStopped`, `RunPaused`, `RunContinued`, `PreviewDrawn` or `CheckpointSaved`.
+    """
+
+    what: Verb
+    by: str = ""
+    refused: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPaused(Event):
+    """The run holds its place after `update` updates, until it is asked to go on or to stop."""
+
+    update: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContinued(Event):
+    """A paused run goes on; `seconds` is how long it held, which counts in its phase and in no update."""
+
+    update: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunStopped(Event):
     """The run stopped before its end and can be resumed."""
 
@@ -294,8 +332,4 @@ class RecoveryFinished(Event):
     seconds: float
 
 
-KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+KINDS: Mapping[str, type[Event]] = kinds()

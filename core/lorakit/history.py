@@ -94,7 +94,7 @@ def smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:
 
 
 def events_of(folder: Path) -> Iterator[Event]:
-    """The events of a run folder, oldest first; lines that were cut short, or that nobody knows, are left out."""
+    """The events of a run folder, oldest first; lines cut short are left out, a newer form is a NewerError."""
     if not (folder / EVENTS).is_file():
         return
     with (folder / EVENTS).open(encoding="utf-8", errors="replace") as file:

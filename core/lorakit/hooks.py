@@ -29,7 +29,7 @@ hookimpl = pluggy.HookimplMarker("lorakit")
 
 @hookspec
 def register(registry: Registry) -> None:
-    """Add families, schedulers, quantizers, optimizers, importers or presets; a name twice is an error naming both."""
+    """Add families, schedulers, quantizers, optimizers, importers, trackers or presets; no name twice."""
 
 
 @hookspec

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit import plugins as finding
 from lorakit.control import Control
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, PluginError
 from lorakit.plugins import Plugin, call, manager
-from lorakit.registry import Shelves
+from lorakit.registry import Part, Shelves
 
 if TYPE_CHECKING:  # the configuration models are imported by the methods that need them
     import click
@@ -28,6 +30,7 @@ if TYPE_CHECKING:  # the configuration models are imported by the methods that n
     from lorakit.plan import Plan
     from lorakit.problem import Problem
     from lorakit.request import Request
+    from lorakit.trackers import Tracker
 
 
 class Kit:
@@ -59,15 +62,24 @@ class Kit:
         made = [layer if isinstance(layer, Layer) else Layer(layer, "the call") for layer in layers]
         return config.load(made, self.shelves.families, self.shelves.presets)
 
-    def imported(self, file: Path, **how: Any) -> Imported:
+    def imported(
+        self,
+        file: Path,
+        *,
+        by: str | None = None,
+        dataset: Path | None = None,
+        family: str | None = None,
+        variant: str | None = None,
+    ) -> Imported:
         """Another trainer's configuration as settings, with the fate of every key.
 
-        `how` may name the importer (`by`), a second file that describes the pictures (`dataset`), and the `family` and
-        `variant` that the file is for.
+        `by` names the importer, `dataset` a second file that describes the pictures, `family` and `variant` what the
+        file is for where it does not say so.
         """
         from lorakit.importers import imported
 
-        return imported(file, self.shelves.importers, self.shelves.families, **how)
+        shelves, asked = self.shelves, {"by": by, "family": family, "variant": variant}
+        return imported(file, shelves.importers, shelves.families, dataset=dataset, **asked)
 
     def plan(self, request: Request | Mapping[str, Any]) -> Plan:
         """The plan of a request; its `problems` may hold errors, which `train` refuses."""
@@ -106,23 +118,35 @@ class Kit:
 
         return calibrate(device)
 
-    def train(self, plan: Plan, control: Control | None = None) -> Iterator[Event]:
-        """Carry the plan out; the run stops, saved, when the iterator is closed or `control.stop()` is called."""
+    def train(self, plan: Plan, control: Control | None = None, *, trackers: Iterable[str] = ()) -> Iterator[Event]:
+        """Carry the plan out; the run stops, saved, when the iterator is closed or `control.stop()` is called.
+
+        `trackers` name where the run is shown too; one that fails becomes a warning.
+        """
         _refuse(plan.errors)
         from lorakit.engine.starts import train
 
-        return self._observed(plan, train(plan, self.shelves, control or Control()))
+        found = self._trackers(trackers)
+        return self._observed(plan, train(plan, self.shelves, control or Control()), found)
 
-    def resume(self, folder: Path, control: Control | None = None, changes: Iterable[Layer] = ()) -> Iterator[Event]:
+    def resume(
+        self,
+        folder: Path,
+        control: Control | None = None,
+        changes: Iterable[Layer] = (),
+        *,
+        trackers: Iterable[str] = (),
+    ) -> Iterator[Event]:
         """Go on with the run in `folder` from its newest whole checkpoint.
 
         `changes` are planned anew over what the run was planned with; RunError names what may not change.
         """
+        found = self._trackers(trackers)
         from lorakit.engine.run_folder import read_plan
         from lorakit.engine.starts import resume
 
         plan, told = self._changed(read_plan(folder), tuple(changes))
-        return self._observed(plan, resume(folder, plan, self.shelves, control or Control(), told))
+        return self._observed(plan, resume(folder, plan, self.shelves, control or Control(), told), found)
 
     def _changed(self, plan: Plan, changes: Sequence[Layer]) -> tuple[Plan, tuple[str, ...]]:
         """The plan with changes, and each of them in words."""
@@ -243,11 +267,32 @@ class Kit:
         for _ in call(manager(self.plugins), "register_commands", cli=group):
             pass
 
-    def _observed(self, plan: Plan, events: Iterator[Event]) -> Iterator[Event]:
+    def _trackers(self, names: Iterable[str]) -> list[Part]:
+        """The trackers of these names; PluginError where what one needs is not installed."""
+        found = [self.shelves.trackers.find(name, "trackers") for name in dict.fromkeys(names)]
+        for part in found:
+            lacking = [name for name in part.requires if find_spec(name) is None]
+            if lacking:
+                raise PluginError(
+                    f"the tracker '{part.name}' needs {', '.join(lacking)}", fix=f"Install it: {part.remedy}."
+                )
+        return found
+
+    def _observed(self, plan: Plan, events: Iterator[Event], trackers: Sequence[Part] = ()) -> Iterator[Event]:
         from lorakit.observers import observed
 
+        if trackers:
+            from lorakit.trackers import tracked
+
+            made = {part.name: partial(_made, part, plan) for part in trackers}
+            events = tracked(events, made)
         family = self.shelves.families[plan.settings.family]
         return observed(events, plan, manager(self.plugins, family))
+
+
+def _made(part: Part, plan: Plan) -> Tracker:
+    tracker: Tracker = part.resolve()(plan.folder, plan)
+    return tracker
 
 
 def _refuse(errors: Sequence[Problem]) -> None:

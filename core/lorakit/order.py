@@ -65,6 +65,14 @@ def arithmetic(dataset: Dataset, train: PlannedTrain, seed: int) -> Arithmetic:
     )
 
 
+def is_due(update: int, every: int | str, sums: Arithmetic, accumulation: int) -> bool:
+    """Whether something that is done every so many updates, or at the end of each epoch, is due after `update`."""
+    if isinstance(every, int):
+        return update % every == 0
+    batches = sums.batches_per_epoch
+    return update * accumulation // batches > (update - 1) * accumulation // batches
+
+
 def _passes(dataset: Dataset, batch_size: int, seed: int, batches: int) -> int:
     """Pictures shown in the first `batches` batches of a run."""
     whole, rest = divmod(batches, max(1, batches_per_epoch(dataset, batch_size)))

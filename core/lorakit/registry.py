@@ -1,4 +1,4 @@
-"""The nouns that plugins bring: families, schedulers, quantizers, optimizers, importers, presets."""
+"""The nouns that plugins bring: families, schedulers, quantizers, optimizers, importers, trackers, presets."""
 
 from __future__ import annotations
 
@@ -105,6 +105,7 @@ class Shelves:
     quantizers: Shelf[Part] = field(default_factory=lambda: Shelf("quantization"))
     optimizers: Shelf[Part] = field(default_factory=lambda: Shelf("optimizer"))
     importers: Shelf[Part] = field(default_factory=lambda: Shelf("importer"))
+    trackers: Shelf[Part] = field(default_factory=lambda: Shelf("tracker"))
     presets: Shelf[Path] = field(default_factory=lambda: Shelf("preset"))
 
 
@@ -141,6 +142,10 @@ class Registry:
     def importer(self, part: Part) -> None:
         """Add a reader of another trainer's configurations; `part.load` names what gives an `Importer`."""
         self._shelves.importers.add(part.name, part, self._owner)
+
+    def tracker(self, part: Part) -> None:
+        """Add a place where runs are shown; `part.load` names what makes a `Tracker` of a folder and a plan."""
+        self._shelves.trackers.add(part.name, part, self._owner)
 
     def presets(self, family: str, folder: Path) -> None:
         """Add every TOML file of `folder` as a preset `family/stem`."""

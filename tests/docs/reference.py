@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 import click
 
-from lorakit import events, hooks
+import lorakit
+from lorakit import errors, events, hooks
 from lorakit.cli import build
 from lorakit.kit import Kit
 from lorakit.settings import Settings
@@ -114,9 +115,70 @@ def event_pages() -> str:
         own = [one for one in fields(kind) if one.name != "time"]
         lines += ["| field | type |", "|---|---|"]
         lines += [f"| `{one.name}` | `{one.type}` |" for one in own] + [""]
-    words = {"Phase": events.Phase, "AlarmKind": events.AlarmKind}
+    words = {"Phase": events.Phase, "AlarmKind": events.AlarmKind, "Verb": events.Verb}
     told = [f"`{name}` is one of {', '.join(f'`{one}`' for one in get_args(kind))}." for name, kind in words.items()]
     return "\n".join(lines) + "\n" + "\n\n".join(told)
+
+
+# Public names -------------------------------------------------------------------------------------------
+
+
+def api_pages() -> str:
+    """Every public name with its first sentence; of what hosts hold in their hands, every signature."""
+    lines = ["### lorakit", "", "| name | what it is |", "|---|---|"]
+    for name in lorakit.__all__:
+        about = _first(getattr(lorakit, name)) if name not in PLAIN else PLAIN[name]
+        lines.append(f"| `{name}` | {about} |")
+    for kind in (lorakit.Kit, lorakit.Control, lorakit.Plan, lorakit.LorakitError):
+        lines += ["", f"### {kind.__name__}", "", inspect.cleandoc(kind.__doc__ or ""), ""]
+        lines += list(_members(kind))
+    lines += ["", "### lorakit.errors", "", "| name | what it is | exit code |", "|---|---|---|"]
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(kind, errors.LorakitError):
+            lines.append(f"| `{name}` | {_first(kind)} | {kind.exit_code} |")
+    names = ", ".join(f"`{name}`" for name in events.__all__)
+    lines += ["", "### lorakit.events", "", f"{names}: [what each event says](events.md#every-event)."]
+    return "\n".join(lines)
+
+
+PLAIN = {"__version__": "The version.", "hookimpl": "Marks a function or method as an implementation of a hook."}
+
+
+def _first(what: object) -> str:
+    return " ".join((inspect.getdoc(what) or "").partition("\n\n")[0].split())
+
+
+def _members(kind: type) -> Iterator[str]:
+    """Every public field, method and property, as a list."""
+    if "__init__" in vars(kind):
+        yield f"- `{kind.__name__}{_signature(kind.__init__)}`"
+    for name, told in vars(kind).get("__annotations__", {}).items():
+        if not name.startswith("_") and name != "model_config":
+            yield f"- `{name}: {told}`"
+    for name, member in vars(kind).items():
+        if name.startswith("_") or name in HIDDEN:
+            continue
+        if isinstance(member, property):
+            yield f"- `{name}: {inspect.signature(member.fget).return_annotation}`: {_first(member)}"  # type: ignore[arg-type]
+        elif inspect.isfunction(member) or isinstance(member, staticmethod):
+            yield f"- `{name}{_signature(member)}`: {_first(member)}"
+
+
+HIDDEN = {"begin", "take", "wait"}
+"""What a control has for the run, and not for its host."""
+
+
+class _Bare(str):
+    """An annotation, shown without the quotes of the text that it is."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _signature(function: Any) -> str:
+    told = inspect.signature(getattr(function, "__func__", function))
+    kept = [one.replace(annotation=_Bare(one.annotation)) for one in told.parameters.values() if one.name != "self"]
+    return str(told.replace(parameters=kept, return_annotation=_Bare(told.return_annotation))).removesuffix(" -> None")
 
 
 # Hooks --------------------------------------------------------------------------------------------------
@@ -172,6 +234,7 @@ def import_report() -> str:
 MADE: Mapping[str, Callable[[], str]] = {
     "commands.md": command_pages,
     "configuration.md": settings,
+    "api.md": api_pages,
     "events.md": event_pages,
     "hooks.md": hook_pages,
     "importing.md": import_report,

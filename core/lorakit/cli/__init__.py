@@ -55,10 +55,29 @@ def run(arguments: Sequence[str]) -> int:
 
 def build(kit: Kit) -> click.Group:
     """The group with core's commands and those of the Kit's plugins."""
+    first = next(iter(kit.shelves.families), "NAME")
+    group = click.Group(
+        "lorakit",
+        help="Teach a diffusion model one character, style or edit, and get a LoRA that loads elsewhere.",
+        epilog=f"Start with: lorakit train --family {first} --data DIR --trigger WORD",
+        params=_leading_options(),
+        callback=lambda **_: None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    for command in _own_commands():
+        group.add_command(command)
+    kit.commands(group)
+    group.context_settings["obj"] = kit
+    return group
+
+
+def _own_commands() -> tuple[click.Command, ...]:
+    """Core's commands."""
     from lorakit.cli import (
         calibrate,
         check,
         compare,
+        ctl,
         doctor,
         drawing,
         export,
@@ -70,33 +89,26 @@ def build(kit: Kit) -> click.Group:
         runs,
     )
 
-    first = next(iter(kit.shelves.families), "NAME")
-    group = click.Group(
-        "lorakit",
-        help="Teach a diffusion model one character, style or edit, and get a LoRA that loads elsewhere.",
-        epilog=f"Start with: lorakit train --family {first} --data DIR --trigger WORD",
-        params=_leading_options(),
-        callback=lambda **_: None,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    )
-    working = (runs.train, plans.plan, check.check, runs.resume, recover.recover, imports.import_, doctor.doctor)
-    for command in (
-        *working,
+    return (
+        runs.train,
+        plans.plan,
+        check.check,
+        runs.resume,
+        ctl.ctl,
         drawing.sample,
         drawing.grid,
         inspect.inspect,
         export.export,
+        recover.recover,
+        imports.import_,
+        doctor.doctor,
         compare.compare,
         calibrate.calibrate,
         lists.families,
         lists.presets,
         lists.plugins,
         lists.schema,
-    ):
-        group.add_command(command)
-    kit.commands(group)
-    group.context_settings["obj"] = kit
-    return group
+    )
 
 
 def _leading_options() -> list[click.Parameter]:

@@ -36,7 +36,7 @@ def train_all(kit: Kit, presets: Sequence[str], layers: Sequence[Layer], output:
         for title, plan in zip(presets, plans, strict=True):
             if not as_json:
                 click.echo(f"\n{title}")
-            code = read(_events(kit, plan, control), readers_of(as_json, False, plan.folder))
+            code = read(_events(kit, plan, control), readers_of(as_json))
             if code:
                 return code
             gc.collect()  # what a run leaves refers to itself; the next model needs its room

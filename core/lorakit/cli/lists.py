@@ -92,6 +92,7 @@ def _nouns(kit: Kit, owner: str) -> list[str]:
             shelves.quantizers,
             shelves.optimizers,
             shelves.importers,
+            shelves.trackers,
             shelves.presets,
         )
         for name in shelf

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bars
 from lorakit.cli.quiet import hush, shown
 from lorakit.events import (
     Alarm,
+    Asked,
     CheckpointSaved,
     DrawingStopped,
     EstimateChecked,
@@ -24,7 +25,9 @@ from lorakit.events import (
     PreviewDrawn,
     RecoveryFinished,
     RecoveryStopped,
+    RunContinued,
     RunFinished,
+    RunPaused,
     RunStarted,
     RunStopped,
     SheetDrawn,
@@ -90,6 +93,12 @@ class Progress:
             case SheetDrawn():
                 strengths = ", ".join(f"{one:g}" for one in event.strengths)
                 self._say(f"pictures     {event.path} (strength {strengths})")
+            case Asked():
+                self._say(f"asked        {event.what}, by {event.by}" + (f": {event.refused}" if event.refused else ""))
+            case RunPaused():
+                self._say(f"paused       after update {event.update}", "yellow")
+            case RunContinued():
+                self._say(f"goes on      after {duration(event.seconds)}")
             case RunStopped():
                 self.close()
                 self._alarms()

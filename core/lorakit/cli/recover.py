@@ -52,4 +52,4 @@ def recover(
     control = Control()
     with stopping(control, as_json):
         events = kit.recover(plan, file, control, rank=rank, samples=samples, updates=updates)
-        return read(events, readers_of(as_json, False, plan.folder))
+        return read(events, readers_of(as_json))

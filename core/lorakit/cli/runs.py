@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -22,14 +22,22 @@ if TYPE_CHECKING:
     from lorakit.plan import Plan
 
 Reader = Callable[["Event"], None]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def track(function: Function) -> Function:
+    """Add the options that name trackers."""
+    many = "Show the run there too: tensorboard, wandb, mlflow, or one of a plugin; may be given again."
+    function = click.option("--tensorboard", is_flag=True, help="The same as --track tensorboard.")(function)
+    return click.option("--track", "trackers", multiple=True, metavar="NAME", help=many)(function)
 
 
 @click.command()
 @options.settings
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, and nothing else.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard logs into the run's folder.")
+@track
 @click.pass_obj
-def train(kit: Kit, /, as_json: bool, tensorboard: bool, **given: Any) -> int:
+def train(kit: Kit, /, as_json: bool, trackers: tuple[str, ...], tensorboard: bool, **given: Any) -> int:
     """Teach a model from folders of pictures; the file lands in OUTPUT/NAME/NAME.safetensors.
 
     Ctrl-C stops after the update under way, with everything saved; `lorakit resume` goes on from there.
@@ -39,16 +47,18 @@ def train(kit: Kit, /, as_json: bool, tensorboard: bool, **given: Any) -> int:
     if not as_json and not plan.errors:
         _introduce(plan)
     with stopping(control, as_json):
-        return read(kit.train(plan, control), readers_of(as_json, tensorboard, plan.folder))
+        return read(kit.train(plan, control, trackers=chosen(trackers, tensorboard)), readers_of(as_json))
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--set", "-s", "sets", multiple=True, metavar="KEY=VALUE", help="Change a setting, train.updates=900.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, and nothing else.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard logs into the run's folder.")
+@track
 @click.pass_obj
-def resume(kit: Kit, /, run: Path, sets: tuple[str, ...], as_json: bool, tensorboard: bool) -> int:
+def resume(
+    kit: Kit, /, run: Path, sets: tuple[str, ...], as_json: bool, trackers: tuple[str, ...], tensorboard: bool
+) -> int:
     """Go on with the run in folder RUN, from its newest whole checkpoint.
 
     How long the run is, its previews and what it saves may be changed with --set; with more updates or epochs, a
@@ -57,7 +67,7 @@ def resume(kit: Kit, /, run: Path, sets: tuple[str, ...], as_json: bool, tensorb
     control = Control()
     changes = options.changes(sets)
     with stopping(control, as_json):
-        return read(kit.resume(run, control, changes), readers_of(as_json, tensorboard, run))
+        return read(kit.resume(run, control, changes, trackers=chosen(trackers, tensorboard)), readers_of(as_json))
 
 
 def _introduce(plan: Plan) -> None:
@@ -70,20 +80,18 @@ def _introduce(plan: Plan) -> None:
     plans.summary(plan)
 
 
-def readers_of(as_json: bool, tensorboard: bool, folder: Path) -> list[Reader]:
-    """Who reads a run's events: a program, or a person and perhaps TensorBoard in `folder`."""
-    found: list[Reader] = []
+def chosen(trackers: tuple[str, ...], tensorboard: bool) -> tuple[str, ...]:
+    """The trackers that the options name."""
+    return (*trackers, "tensorboard") if tensorboard else trackers
+
+
+def readers_of(as_json: bool) -> list[Reader]:
+    """Who reads a run's events: a program, or a person."""
     if as_json:
-        found.append(_JsonLines())
-    else:
-        from lorakit.cli.progress import Progress
+        return [_JsonLines()]
+    from lorakit.cli.progress import Progress
 
-        found.append(Progress())
-    if tensorboard:
-        from lorakit.trackers import TensorBoard
-
-        found.append(TensorBoard(folder / "tensorboard"))
-    return found
+    return [Progress()]
 
 
 class _JsonLines:

@@ -24,7 +24,7 @@ from lorakit.words import count
 GIB = 1 << 30
 IMPORTED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes", "numpy", "PIL")
 DISTRIBUTIONS = {"PIL": "pillow"}  # where the package is imported under another name
-OPTIONAL = ("optimum-quanto", "tensorboard")
+OPTIONAL = ("optimum-quanto", "tensorboard", "wandb", "mlflow-skinny")
 LITTLE_DISK, SOME_DISK = GIB, 20 * GIB  # below the first nothing is saved; below the second few models fit
 LITTLE_MEMORY = 8 * GIB
 

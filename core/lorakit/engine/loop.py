@@ -22,6 +22,7 @@ from lorakit.engine.modulation import Foresight, ModulationTable
 from lorakit.engine.optimizers import learning_rate
 from lorakit.engine.parts import Batch, Conditions, Denoiser, Said, Text
 from lorakit.engine.schedulers import Scheduler
+from lorakit.engine.sharing import RANDOM
 from lorakit.errors import NotFiniteError, RunError
 from lorakit.order import Turn
 from lorakit.plan import Plan
@@ -214,7 +215,7 @@ class Trainer:
             yield
             return
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with RANDOM, torch.random.fork_rng(devices):
             torch.manual_seed(seed_of(what, self.plan.settings.seed, number))
             yield
 

@@ -16,6 +16,7 @@ from lorakit.engine.validation import Materials, Tried
 from lorakit.errors import RunError
 from lorakit.events import PhaseFinished, PhaseStarted
 from lorakit.order import arithmetic
+from lorakit.plan import Plan
 from lorakit.validation import Exam, exam, split
 from lorakit.words import count
 
@@ -144,10 +145,16 @@ def _index(context: Context) -> Work[Dataset]:
     return dataset
 
 
+def draws(plan: Plan) -> bool:
+    """Whether the run draws anything, and so encodes what is drawn."""
+    sampling = plan.settings.sampling
+    return bool(sampling.prompts and (sampling.every or sampling.strengths))
+
+
 def _scenes(context: Context) -> list[Scene]:
     """What previews draw; nothing where none are drawn."""
     sampling, sizing = context.plan.settings.sampling, context.family.planned_sizing(context.plan.settings)
-    if not (sampling.every or sampling.strengths):
+    if not draws(context.plan):
         return []
     drawn = zip(sampling.prompts, sampling.references, strict=True)
     return [Scene(prompt, previewed(paths, sizing)) for prompt, paths in drawn]

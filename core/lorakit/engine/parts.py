@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lorakit.dataset import Reference
+from lorakit.engine.sharing import loading
 from lorakit.engine.weights import hollow
 from lorakit.errors import ModelError
 
@@ -129,7 +130,8 @@ class Source:
         try:
             if self.empty and hasattr(kind, "from_config"):
                 return hollow(kind, folder, dtype or self.dtype)
-            return kind.from_pretrained(folder, **options)
+            with loading():
+                return kind.from_pretrained(folder, **options)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ModelError(
                 f"the {component} of {self.name} cannot be loaded",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lorakit.engine import layouts
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.parts import Source
+from lorakit.engine.sharing import loading
 from lorakit.errors import TrainingError
 from lorakit.family import Family
 from lorakit.plan import Plan
@@ -78,7 +79,7 @@ def fresh_base(kind: Any, source: Source, component: str) -> nn.Module:
     if _size(folder) <= TWICE or not hasattr(kind, "load_config"):
         module: nn.Module = source.load(kind, component)
         return module
-    with torch.device("meta"):
+    with loading(), torch.device("meta"):
         built: nn.Module = kind.from_config(kind.load_config(folder))
         return built
 
@@ -95,8 +96,9 @@ def load_into(
     kind: Any = getattr(diffusers, family.variants[plan.settings.variant].pipeline)
     asked = inspect.signature(kind.__init__).parameters.values()
     components = [one.name for one in asked if one.name != "self" and (one.name in bases or one.default is one.empty)]
-    pipeline = kind(**{name: bases.get(name) for name in components})
-    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="proof")
+    with loading():
+        pipeline = kind(**{name: bases.get(name) for name in components})
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="proof")
     found = {}
     for component, base in bases.items():
         for name, module in base.named_modules():

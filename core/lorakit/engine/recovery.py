@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lorakit.control import Control
 from lorakit.engine import calibration, memory
+from lorakit.engine.attended import Attended
 from lorakit.engine.cache import Cache, write_atomically
 from lorakit.engine.correction import BASE, QUANTIZATION, RANK, Corrected, Halves, correct
 from lorakit.engine.fitting import BlockFit, Recipe
@@ -74,8 +75,10 @@ class Making:
 
     def events(self) -> Generator[Event, None, None]:
         """Everything that happens; after a stop, the same call goes on after the last finished block."""
+        self.context.control.begin(dict.fromkeys(("sample", "save"), "a recovery adapter is made, and no LoRA"))
+        attended = Attended(self.context.control, lambda what: False, lambda what: iter(()), lambda: self.updates)
         try:
-            yield from self._work()
+            yield from attended.events(self._work())
         except StopAsked:
             reason = self.context.control.reason
             yield RecoveryStopped(blocks=self.blocks, updates=self.updates, reason=reason, folder=str(self.partial))
@@ -83,7 +86,7 @@ class Making:
             if self.walks:
                 self.walks.close()
 
-    def _work(self) -> Iterator[Event]:
+    def _work(self) -> Generator[Event, None, None]:
         began = time.perf_counter()
         scheduler = make_scheduler(self.context)
         shown = yield from calibration.inputs(self.context, scheduler, self.recipe.samples)

@@ -16,11 +16,13 @@ from lorakit.alarms import Watch
 from lorakit.changes import fixed
 from lorakit.control import Control
 from lorakit.engine import checkpoint, lora_file, memory, preview
+from lorakit.engine.attended import Attended
 from lorakit.engine.cache import Cache, sync, write_atomically
 from lorakit.engine.checking import Checking
+from lorakit.engine.gallery import Gallery
 from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
-from lorakit.engine.material import Material, gather
+from lorakit.engine.material import Material, draws, gather
 from lorakit.engine.objective import make_scheduler
 from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
@@ -37,17 +39,22 @@ from lorakit.events import (
     Event,
     PhaseFinished,
     PhaseStarted,
-    PreviewDrawn,
     RunFinished,
     RunStarted,
     RunStopped,
     SheetDrawn,
     UpdateFinished,
+    Verb,
     Warned,
 )
-from lorakit.order import AHEAD, Turn, turns
+from lorakit.order import AHEAD, Turn, is_due, turns
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
+
+NOTHING_DRAWN = (
+    "this run draws nothing: it has no sampling.prompts, or sampling.every is 0 and sampling.strengths empty, so that "
+    "nothing was encoded to draw with"
+)
 
 
 class Run:
@@ -64,7 +71,9 @@ class Run:
         self.folder = plan.folder
         self.began = time.perf_counter()
         self.trainer: Trainer | None = None
+        self.gallery: Gallery | None = None
         self.watch = Watch(plan, savings(plan, self.family, shelves))
+        control.begin({} if draws(plan) else {"sample": NOTHING_DRAWN})
 
     def events(
         self, start: int = 0, notes: Sequence[str] = (), changed: Sequence[str] = ()
@@ -83,7 +92,8 @@ class Run:
         )
         yield from (Warned(message=note) for note in notes)
         try:
-            yield from self._work(start)
+            attended = Attended(self.control, self._ready, self._serve, lambda: self._done(start))
+            yield from attended.events(self._work(start))
         except StopAsked:
             self._save_now()
             yield RunStopped(update=self._done(start), reason=self.control.reason, folder=str(self.folder))
@@ -111,8 +121,9 @@ class Run:
         trainer = self._trainer(material, scheduler, start)
         yield from self._calibrate(trainer, material)
         painter = self._painter(material)
+        self.gallery = Gallery(context, trainer, painter, self.watch) if painter else None
         self.validator = Validator(trainer, material.exam(), self.context.check)
-        yield from self._train(trainer, material, painter)
+        yield from self._train(trainer, material)
         yield from self._finish(trainer, painter)
 
     def _trainer(self, material: Material, scheduler: Scheduler, start: int) -> Trainer:
@@ -169,7 +180,7 @@ class Run:
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def _train(self, trainer: Trainer, material: Material, painter: preview.Painter | None) -> Iterator[Event]:
+    def _train(self, trainer: Trainer, material: Material) -> Iterator[Event]:
         settings, dataset = self.plan.settings, self.dataset
         yield PhaseStarted(phase="train", total=settings.train.updates)
         checking = Checking(self.plan, self.family, self.shelves, self.context.device)
@@ -177,8 +188,8 @@ class Run:
         passes = 0
         if trainer.updates not in validated(self.folder):  # a run that was stopped may have been before it stopped
             yield from self.validator.due()
-        if trainer.updates:  # a stop may have come while they were drawn
-            yield from self._due_previews(trainer.updates, painter, missing=True)
+        if trainer.updates and self.gallery:  # a stop may have come while they were drawn
+            yield from self.gallery.due(missing=True)
         then = time.perf_counter()
         for batches in self._foreseen(trainer, material):
             self.context.check()
@@ -198,7 +209,7 @@ class Run:
             yield done
             yield from checking.after(done)
             yield from self.watch.after(done, step.passes, step.reach, memory.spilled(self.device))
-            yield from self._at(trainer.updates, painter)
+            yield from self._at(trainer.updates)
             then = time.perf_counter()
         seconds = time.perf_counter() - began
         note = f"{trainer.updates} updates{self.validator.share(seconds)}"
@@ -211,39 +222,26 @@ class Run:
             trainer.foresee(ahead, material.item)
             yield from ahead
 
-    def _at(self, update: int, painter: preview.Painter | None) -> Iterator[Event]:
+    def _at(self, update: int) -> Iterator[Event]:
         """The checkpoint, the validation and the previews that are due after `update`."""
-        settings, last = self.plan.settings, update == self.plan.settings.train.updates
-        if settings.save.every and (last or self._due(update, settings.save.every)):
-            yield self._checkpoint()
-            for gone in checkpoint.prune(self.folder, settings.save.keep):
-                yield CheckpointRemoved(update=gone, folder=str(checkpoint.folder_of(self.folder, gone)))
+        settings, sums, last = self.plan.settings, self.plan.arithmetic, update == self.plan.settings.train.updates
+        every = settings.save.every
+        if every and (last or is_due(update, every, sums, settings.train.accumulation)):
+            yield from self._kept()
         yield from self.validator.due()
-        yield from self._due_previews(update, painter)
+        if self.gallery:
+            yield from self.gallery.due()
 
-    def _due(self, update: int, every: int | str) -> bool:
-        if isinstance(every, int):
-            return update % every == 0
-        batches, size = self.plan.arithmetic.batches_per_epoch, self.plan.settings.train.accumulation
-        return update * size // batches > (update - 1) * size // batches
+    def _ready(self, what: Verb) -> bool:
+        """Whether what somebody asks for can be made by now."""
+        return self.gallery is not None if what == "sample" else self._done() > 0
 
-    def _due_previews(self, update: int, painter: preview.Painter | None, missing: bool = False) -> Iterator[Event]:
-        """The previews that are due after `update`, or those of them that are not drawn yet."""
-        settings = self.plan.settings
-        last = update == settings.train.updates
-        if not painter or not settings.sampling.every or not (last or self._due(update, settings.sampling.every)):
-            return
-        for number, prompt in enumerate(settings.sampling.prompts):
-            path = self.folder / "samples" / f"{update:06d}-{number}.png"
-            if missing and path.is_file():
-                continue
-            self.context.check()
-            with self.adapter.at(1.0, self._average()):
-                picture = painter.draw(number, self.context.device, self.context.source.dtype)
-            preview.save(picture, path)
-            drawn = PreviewDrawn(update=update, path=str(path), prompt=prompt)
-            yield drawn
-            yield from self.watch.picture(drawn)
+    def _serve(self, what: Verb) -> Iterator[Event]:
+        """The previews, or the checkpoint, that somebody asks for."""
+        if what == "sample" and self.gallery:
+            yield from self.gallery.now()
+        elif what == "save":
+            yield from self._kept()
 
     # -- saving --------------------------------------------------------------------------------------------------
 
@@ -261,6 +259,12 @@ class Run:
         place = checkpoint.save(self.folder, self.trainer.state(), name, self._file(), fixed(self.plan))
         return CheckpointSaved(update=self.trainer.updates, folder=str(place), lora=str(place / name))
 
+    def _kept(self) -> Iterator[Event]:
+        """A checkpoint of where training stands, and room made for it."""
+        yield self._checkpoint()
+        for gone in checkpoint.prune(self.folder, self.plan.settings.save.keep):
+            yield CheckpointRemoved(update=gone, folder=str(checkpoint.folder_of(self.folder, gone)))
+
     def _save_now(self) -> None:
         """A checkpoint of where training stands, unless an update was cut in the middle or nothing is new."""
         if not self.trainer or self.trainer.stepping or not self.trainer.updates:
@@ -268,7 +272,7 @@ class Run:
         if self.trainer.updates not in checkpoint.saved(self.folder):
             self._checkpoint()
 
-    def _done(self, start: int) -> int:
+    def _done(self, start: int = 0) -> int:
         return self.trainer.updates if self.trainer else start
 
     def _finish(self, trainer: Trainer, painter: preview.Painter | None) -> Iterator[Event]:

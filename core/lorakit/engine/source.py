@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lorakit import jsontext
 from lorakit.checks import TOY
 from lorakit.engine.cache import Cache
 from lorakit.engine.parts import Source
+from lorakit.engine.sharing import loading
 from lorakit.errors import ModelError, RunError
 from lorakit.family import Family
 from lorakit.plan import Plan
@@ -96,10 +98,11 @@ def _put(aside: Path, folder: Path) -> None:
 def _made(folder: Path, make: Callable[[Path], None]) -> Path:
     """A folder that is made once, whole or not at all."""
     if not (folder / "complete").exists():
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}-{get_ident()}")
         try:
             aside.mkdir(parents=True, exist_ok=True)
-            make(aside)
+            with loading():
+                make(aside)
             (aside / "complete").touch()
             _put(aside, folder)
         except OSError as error:

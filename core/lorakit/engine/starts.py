@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lorakit.changes import refuse_changed
+from lorakit.channel import reachable
 from lorakit.control import Control
 from lorakit.engine import checkpoint, run_folder
 from lorakit.engine.checkpoint import Newest
@@ -27,7 +28,8 @@ def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
         refuse_if_taken(plan)  # again: somebody may have finished since
         folder = claim(plan)
         try:
-            yield from recorded(folder, run.events())
+            with reachable(folder, control) as why:
+                yield from recorded(folder, run.events(notes=[why] if why else []))
         except LorakitError:
             if not (run.trainer and run.trainer.updates):
                 discard(folder)
@@ -56,7 +58,8 @@ def resume(
         notes = [*_notes(folder, found), *_stretched(plan, found.update, changed)]
         if changed:
             run_folder.write_plan(plan, folder)
-        yield from recorded(folder, run.events(found.update, notes, changed))
+        with reachable(folder, control) as why:
+            yield from recorded(folder, run.events(found.update, [*notes, why] if why else notes, changed))
 
 
 def _refuse_length(folder: Path, found: Newest, updates: int, finished: int) -> None:

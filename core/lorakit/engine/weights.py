@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lorakit import jsontext
 from lorakit.engine.headers import opened as sound
+from lorakit.engine.sharing import loading
 from lorakit.errors import ModelError
 
 INDEX = ".safetensors.index.json"
@@ -158,13 +159,9 @@ def hollow(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     from accelerate import init_empty_weights
     from diffusers.models.modeling_utils import no_init_weights
 
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with no_init_weights(), init_empty_weights(include_buffers=False):
-            module: nn.Module = kind.from_config(kind.load_config(folder))
-    finally:
-        torch.set_default_dtype(before)
+    with loading(), no_init_weights(), init_empty_weights(include_buffers=False):
+        torch.set_default_dtype(dtype)
+        module: nn.Module = kind.from_config(kind.load_config(folder))
     return module.eval()
 
 

@@ -12,7 +12,7 @@ from lorakit.importers.keys import Fixed, Off, Plain, Told
 
 CACHED = Fixed("carried", "lorakit always caches encoded text and pictures on disk, and frees the encoders")
 SPEED = Fixed("refused", "how pictures are read ahead; it changes no result")
-LOGS = Fixed("refused", "lorakit writes events.jsonl, and TensorBoard with --tensorboard")
+LOGS = Fixed("refused", "lorakit writes events.jsonl, and shows runs elsewhere with --track")
 HUB = Fixed("refused", "lorakit uploads nothing")
 ATTENTION = Fixed("refused", "attention is torch's own, which picks the fastest kernel that there is")
 STYLE = Off("another kind of loss or noise; here the plain squared error of the objective is taught")

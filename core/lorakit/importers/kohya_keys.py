@@ -11,7 +11,7 @@ from lorakit.importers.draft import flag, number, positive, text, whole
 from lorakit.importers.keys import Fixed, Off, Plain, Told
 
 CACHED = Fixed("carried", "lorakit always caches encoded text and pictures on disk, and frees the encoders")
-LOGS = Fixed("refused", "lorakit writes events.jsonl, and TensorBoard with --tensorboard")
+LOGS = Fixed("refused", "lorakit writes events.jsonl, and shows runs elsewhere with --track")
 HUB = Fixed("refused", "lorakit uploads nothing")
 SPEED = Fixed("refused", "it changes speed, no result")
 PARTS = Fixed("refused", "text encoder and VAE are those of the model folder (model.source)")

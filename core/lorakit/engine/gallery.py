@@ -1,0 +1,63 @@
+"""The previews of a run: those that are due after an update, and those that somebody asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorakit.alarms import Watch
+from lorakit.engine import preview
+from lorakit.engine.loop import Trainer
+from lorakit.engine.phases import Context
+from lorakit.events import Event, PreviewDrawn
+from lorakit.order import is_due
+
+
+@dataclass
+class Gallery:
+    """Draws every prompt with the adapter as it is, into the run's folder."""
+
+    context: Context
+    trainer: Trainer
+    painter: preview.Painter
+    watch: Watch
+    _drawn: set[Path] = field(default_factory=set)
+    """What was drawn after the newest update, and need not be drawn again."""
+    _update: int = -1
+
+    def due(self, missing: bool = False) -> Iterator[Event]:
+        """The previews that are due after the last update, or those of them that are not drawn yet."""
+        settings, update = self.context.plan.settings, self.trainer.updates
+        last, every = update == settings.train.updates, settings.sampling.every
+        if every and (last or is_due(update, every, self.context.plan.arithmetic, settings.train.accumulation)):
+            for number, prompt in enumerate(settings.sampling.prompts):
+                if not (self._known(number) or (missing and self._path(number).is_file())):
+                    yield from self._draw(number, prompt)
+
+    def now(self) -> Iterator[Event]:
+        """Every prompt as the model draws it now; what was drawn since the last update is told of again."""
+        for number, prompt in enumerate(self.context.plan.settings.sampling.prompts):
+            if self._known(number):
+                yield PreviewDrawn(update=self.trainer.updates, path=str(self._path(number)), prompt=prompt)
+            else:
+                yield from self._draw(number, prompt)
+
+    def _draw(self, number: int, prompt: str) -> Iterator[Event]:
+        self.context.check()
+        path, adapter = self._path(number), self.trainer.adapter
+        with adapter.at(1.0, self.trainer.average):
+            picture = self.painter.draw(number, self.context.device, self.context.source.dtype)
+        preview.save(picture, path)
+        self._drawn.add(path)
+        drawn = PreviewDrawn(update=self.trainer.updates, path=str(path), prompt=prompt)
+        yield drawn
+        yield from self.watch.picture(drawn)
+
+    def _path(self, number: int) -> Path:
+        return self.context.plan.folder / "samples" / f"{self.trainer.updates:06d}-{number}.png"
+
+    def _known(self, number: int) -> bool:
+        if self._update != self.trainer.updates:
+            self._drawn, self._update = set(), self.trainer.updates
+        return self._path(number) in self._drawn and self._path(number).is_file()
