@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def build(kit: Kit) -> click.Group:
     """The group with core's commands and those of the Kit's plugins."""
-    from lorakit.cli import calibrate, check, compare, doctor, imports, lists, plans, recover, runs
+    from lorakit.cli import calibrate, check, compare, doctor, evidence, imports, lists, plans, recover, runs
 
     first = next(iter(kit.shelves.families), "NAME")
     group = click.Group(
@@ -70,6 +70,7 @@ def build(kit: Kit) -> click.Group:
     for command in (
         *working,
         compare.compare,
+        evidence.pick,
         calibrate.calibrate,
         lists.families,
         lists.presets,

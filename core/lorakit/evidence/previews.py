@@ -1,0 +1,173 @@
+"""What a run's previews tell without any model: whether they show something, copy training pictures, and differ.
+
+All of it is read from the files when it is asked for: it is true of older runs too, and training does nothing for it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+
+from lorakit.audit import alike
+from lorakit.audit.data import gather
+from lorakit.audit.look import Look, look
+from lorakit.audit.looks import looks
+from lorakit.errors import DataError
+from lorakit.history import History
+from lorakit.plan import Plan
+from lorakit.shown import collapsed, entropy, shows_nothing
+
+MOST = 400  # training pictures that previews are compared with, evenly spaced
+POOREST = 16  # of them whose entropy is measured
+TOGETHER = 16  # pictures of one prompt that are compared with each other
+BITS = alike.BITS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A preview: `bits` of brightness a pixel, `fault` says what is wrong with it, `copied` whose near copy it is.
+
+    `apart` counts the bits of 128 in which its hash differs from that of the nearest training picture; None where there
+    is nothing to compare with.
+    """
+
+    update: int
+    prompt: str
+    path: Path
+    bits: float
+    fault: str = ""
+    apart: int | None = None
+    copied: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diversity:
+    """How much pictures of one prompt, drawn with several seeds after one update, differ: a mean share of hash bits."""
+
+    update: int
+    prompt: str
+    pictures: int
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Previews:
+    """Every preview that is still there; `compared` of `taught` training pictures were held against them."""
+
+    judged: tuple[Judged, ...] = ()
+    diversity: tuple[Diversity, ...] = ()
+    compared: int = 0
+    taught: int = 0
+    why_not: str = ""
+
+    def of(self, update: int) -> tuple[Judged, ...]:
+        """Those of one update."""
+        return tuple(one for one in self.judged if one.update == update)
+
+    def spread(self, update: int) -> float | None:
+        """The mean diversity of one update's prompts; None where none was drawn with several seeds."""
+        found = [one.mean for one in self.diversity if one.update == update]
+        return statistics.fmean(found) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    bits: float
+    fault: str
+    look: Look
+
+
+def judged(history: History) -> Previews:
+    """What the run's previews show, held against one another and against the pictures that it trained on."""
+    drawn = {history.place(one.path): one for one in history.previews if one.strength == 1}
+    seen = {path: found for path in drawn if (found := _shown(path)) is not None}
+    if not seen:
+        return Previews()
+    paths, why_not = _taught(history.plan)
+    chosen = paths[:: max(1, -(-len(paths) // MOST))]
+    known = {path: one for path, one in looks(chosen, work=map).items() if one.hash}
+    poorest = [read.bits for path in chosen[:POOREST] if (read := _shown(Path(path))) is not None]
+    usual: defaultdict[str, list[float]] = defaultdict(list)
+    for path, one in seen.items():
+        usual[drawn[path].prompt].append(one.bits)
+    made: list[Judged] = []
+    for path, one in seen.items():
+        prompt = drawn[path].prompt
+        fault = one.fault or ("nearly empty" if collapsed(one.bits, usual[prompt], poorest) else "")
+        apart, copied = _nearest(one.look, known)
+        made.append(
+            Judged(
+                update=drawn[path].update,
+                prompt=prompt,
+                path=path,
+                bits=one.bits,
+                fault=fault,
+                apart=apart,
+                copied="" if fault else copied,
+            )
+        )
+    hashes = {path: one.look.hash for path, one in seen.items()}
+    return Previews(tuple(made), tuple(_diversity(made, hashes)), len(known), len(paths), why_not)
+
+
+def _taught(plan: Plan) -> tuple[list[str], str]:
+    """The pictures that the run trained on, where they still lie there, or why they cannot be had."""
+    try:
+        pictures = gather(plan.settings.data).pictures
+    except DataError as error:
+        return [], error.what
+    held_out = set(plan.held_out)
+    return [one.path for one in pictures if one.path not in held_out], ""
+
+
+def _nearest(seen: Look, known: Mapping[str, Look]) -> tuple[int | None, str]:
+    """In how many bits the nearest training picture differs, and its path where that makes a near copy of it."""
+    colours = bytes.fromhex(seen.colours)
+    found = sorted((alike.apart(seen.hash, one.hash), path) for path, one in known.items())
+    for apart, path in found:
+        if apart <= alike.NEAR and alike.agree(colours, bytes.fromhex(known[path].colours)):
+            return apart, path
+    return (found[0][0] if found else None), ""
+
+
+def _diversity(found: Sequence[Judged], hashes: Mapping[Path, str]) -> Iterator[Diversity]:
+    """Of each prompt that is there more than once in an update: `sampling.prompts` names it so often, each a seed."""
+    together: defaultdict[tuple[int, str], list[Path]] = defaultdict(list)
+    for one in found:
+        together[one.update, one.prompt].append(one.path)
+    for (update, prompt), paths in together.items():
+        pairs = list(combinations(paths[:TOGETHER], 2))
+        if pairs:
+            mean = statistics.fmean(alike.apart(hashes[one], hashes[other]) for one, other in pairs) / BITS
+            yield Diversity(update, prompt, len(paths), mean)
+
+
+def _shown(path: Path) -> _Shown | None:
+    """What a picture shows; None where it is gone or cannot be read."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return _measured(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=8192)
+def _measured(path: Path, size: int, changed: int) -> _Shown | None:
+    """The same for a file of this size that was changed at this time, so that a report drawn anew reads it once."""
+    from PIL import Image
+
+    found = look(str(path))
+    if not found.hash:
+        return None
+    try:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")
+            return _Shown(entropy(picture), shows_nothing(picture), found)
+    except (OSError, ValueError, SyntaxError):  # gone, or cut short, in the meantime
+        return None
