@@ -22,7 +22,7 @@ from lorakit.plan import Plan
 
 Kind = TypeVar("Kind", bound=Event)
 
-PLAN, EVENTS = "plan.json", "events.jsonl"
+PLAN, EVENTS, REPORT = "plan.json", "events.jsonl", "report.html"
 CHECKPOINT = re.compile(r"^update-(\d{1,18})$")
 FACTS, STATE = "state.json", "state.safetensors"
 """Names in a checkpoint's folder beside the loadable file: without the first it is not whole, the second is no LoRA."""

@@ -107,7 +107,7 @@ class Kit:
         _refuse(plan.errors)
         from lorakit.engine.starts import train
 
-        return self._observed(plan, train(plan, self.shelves, control or Control()))
+        return self._observed(plan, _reported(plan, train(plan, self.shelves, control or Control())))
 
     def resume(self, folder: Path, control: Control | None = None, changes: Iterable[Layer] = ()) -> Iterator[Event]:
         """Go on with the run in `folder` from its newest whole checkpoint.
@@ -118,7 +118,7 @@ class Kit:
         from lorakit.engine.starts import resume
 
         plan, told = self._changed(read_plan(folder), tuple(changes))
-        return self._observed(plan, resume(folder, plan, self.shelves, control or Control(), told))
+        return self._observed(plan, _reported(plan, resume(folder, plan, self.shelves, control or Control(), told)))
 
     def _changed(self, plan: Plan, changes: Sequence[Layer]) -> tuple[Plan, tuple[str, ...]]:
         """The plan with changes, and each of them in words."""
@@ -177,6 +177,14 @@ class Kit:
 
         family = self.shelves.families[plan.settings.family]
         return observed(events, plan, manager(self.plugins, family))
+
+
+def _reported(plan: Plan, events: Iterator[Event]) -> Iterator[Event]:
+    if not plan.settings.save.report:
+        return events
+    from lorakit.report import reported
+
+    return reported(events, plan.folder)
 
 
 def _refuse(errors: Sequence[Problem]) -> None:

@@ -71,6 +71,7 @@ def build(kit: Kit) -> click.Group:
         *working,
         compare.compare,
         evidence.pick,
+        evidence.report,
         calibrate.calibrate,
         lists.families,
         lists.presets,

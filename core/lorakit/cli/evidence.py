@@ -49,6 +49,24 @@ def pick(run: Path, most_drift: float | None, as_json: bool) -> int:
     return 0 if made.first else 1
 
 
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--output", "-o", metavar="FILE", type=click.Path(path_type=Path), help="Where to write the page.")
+def report(run: Path, output: Path | None) -> int:
+    """Write the report of the run in folder RUN: one HTML page that needs nothing else.
+
+    Every run writes it as RUN/report.html, at each checkpoint and at its end; this writes it anew, or elsewhere, also
+    for a run that is under way or came from an older version.
+    """
+    from lorakit import history
+    from lorakit.report import write
+
+    file = output or run / history.REPORT
+    write(history.read(run), file, "--output" if output else "the run's folder")
+    click.echo(shown(f"report       {file}"))
+    return 0
+
+
 def _lines(made: Recommendation, weak: list[str]) -> list[str]:
     from lorakit.evidence import words
 

@@ -115,10 +115,24 @@ def _of_checkpoints(history: History, made: Recommendation) -> Iterator[str]:
             f"the held-out losses of {len(made.band)} checkpoints differ by less than their standard error, so the "
             "loss does not tell them apart"
         )
+    if gone := _lowest_that_is_gone(history, made):
+        yield (
+            f"the held-out loss was lowest after update {gone}, whose checkpoint is not there; a larger save.keep, or "
+            "save.every at validations, keeps it"
+        )
     if made.all_drift:
         yield f"every checkpoint drifts more than {made.most_drift:.1%} from the base, so none was dropped for it"
     if not history.finished:
         yield "the run is not finished"
+
+
+def _lowest_that_is_gone(history: History, made: Recommendation) -> int | None:
+    """The update of the lowest held-out loss of all, where no checkpoint of it is left to choose."""
+    held = {one.update: one.loss for one in history.validations if one.update and one.loss is not None}
+    if not held or made.lowest is None:
+        return None
+    least = min(held, key=lambda update: held[update])
+    return least if least not in history.checkpoints() else None
 
 
 def _of_the_trade(made: Recommendation) -> Iterator[str]:
