@@ -125,7 +125,7 @@ def test_the_first_is_within_a_standard_error_and_no_order_of_reading_matters(fi
         validated(n, loss, trigger=trigger, drift=drift, error=error)
         for n, (loss, error, trigger, drift) in enumerate(figures, 1)
     ]
-    order, found = chosen(told, most_drift=2.0)
+    order, _ = chosen(told, most_drift=2.0)
     assert sorted(order) == list(range(1, len(told) + 1))
     by_update = {one.update: one for one in told}
     lowest = min(told, key=lambda one: one.loss)
@@ -223,6 +223,22 @@ def test_a_prompt_that_is_named_twice_tells_how_much_pictures_differ_over_seeds(
     assert previews.spread(200) == 0
     assert previews.spread(100) > 0.2
     assert previews.spread(300) is None
+
+
+def test_the_seeds_of_the_grid_count_too(story):
+    folder = story([validated(100)])
+    (folder / "grid").mkdir()
+    cells = []
+    for seed, strength in [(1, 1.0), (2, 1.0), (3, 0.6)]:
+        scene(seed).save(folder / "grid" / f"{seed}.png")
+        cells.append(
+            {"update": 100, "strength": strength, "guidance": 3, "prompt": "a", "seed": seed, "path": f"{seed}.png"}
+        )
+    (folder / "grid" / "index.json").write_text(json.dumps(cells))
+    (found,) = evidence.judged(history.read(folder)).diversity
+    assert (found.update, found.prompt, found.pictures) == (100, "a (grid, guidance 3)", 2)
+    (folder / "grid" / "index.json").write_text('[{"path": 3}]')
+    assert not evidence.judged(history.read(folder)).diversity
 
 
 def test_previews_are_judged_where_the_training_pictures_are_gone(story, pictures):

@@ -19,6 +19,7 @@ from lorakit.audit.data import gather
 from lorakit.audit.look import Look, look
 from lorakit.audit.looks import looks
 from lorakit.errors import DataError
+from lorakit.evidence import grid
 from lorakit.history import History
 from lorakit.plan import Plan
 from lorakit.shown import collapsed, entropy, shows_nothing
@@ -88,7 +89,7 @@ def judged(history: History) -> Previews:
     drawn = {history.place(one.path): one for one in history.previews if one.strength == 1}
     seen = {path: found for path in drawn if (found := _shown(path)) is not None}
     if not seen:
-        return Previews()
+        return Previews(diversity=tuple(_diversity(history, ())))
     paths, why_not = _taught(history.plan)
     chosen = paths[:: max(1, -(-len(paths) // MOST))]
     known = {path: one for path, one in looks(chosen, work=map).items() if one.hash}
@@ -112,8 +113,7 @@ def judged(history: History) -> Previews:
                 copied="" if fault else copied,
             )
         )
-    hashes = {path: one.look.hash for path, one in seen.items()}
-    return Previews(tuple(made), tuple(_diversity(made, hashes)), len(known), len(paths), why_not)
+    return Previews(tuple(made), tuple(_diversity(history, made)), len(known), len(paths), why_not)
 
 
 def _taught(plan: Plan) -> tuple[list[str], str]:
@@ -136,16 +136,20 @@ def _nearest(seen: Look, known: Mapping[str, Look]) -> tuple[int | None, str]:
     return (found[0][0] if found else None), ""
 
 
-def _diversity(found: Sequence[Judged], hashes: Mapping[Path, str]) -> Iterator[Diversity]:
-    """Of each prompt that is there more than once in an update: `sampling.prompts` names it so often, each a seed."""
+def _diversity(history: History, found: Sequence[Judged]) -> Iterator[Diversity]:
+    """Of prompts that were drawn with several seeds: previews that name one more than once, and the grid's."""
     together: defaultdict[tuple[int, str], list[Path]] = defaultdict(list)
     for one in found:
         together[one.update, one.prompt].append(one.path)
+    for cell in grid.cells(history.folder):
+        if cell.strength == 1:
+            together[cell.update, f"{cell.prompt} (grid, guidance {cell.guidance:g})"].append(cell.path)
     for (update, prompt), paths in together.items():
-        pairs = list(combinations(paths[:TOGETHER], 2))
+        hashes = [read.look.hash for path in paths[:TOGETHER] if (read := _shown(path)) is not None]
+        pairs = list(combinations(hashes, 2)) if len(paths) > 1 else []
         if pairs:
-            mean = statistics.fmean(alike.apart(hashes[one], hashes[other]) for one, other in pairs) / BITS
-            yield Diversity(update, prompt, len(paths), mean)
+            mean = statistics.fmean(alike.apart(one, other) for one, other in pairs) / BITS
+            yield Diversity(update, prompt, len(hashes), mean)
 
 
 def _shown(path: Path) -> _Shown | None:

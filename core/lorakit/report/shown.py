@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit import pages
-from lorakit.evidence import Previews
+from lorakit.evidence import Previews, grid
 from lorakit.evidence.previews import BITS, Judged
 from lorakit.history import History
 from lorakit.words import count
@@ -51,12 +51,15 @@ def _rows(history: History, previews: Previews) -> Mapping[str, Mapping[int, Jud
 
 
 def _chosen(updates: list[int], recommended: int | None) -> list[int]:
-    """The first, the last, the recommended and others between them, evenly spaced."""
+    """The first, the last, and others between them, evenly spaced; the recommended one in the place of its nearest."""
     if len(updates) <= MOST_UPDATES:
         return updates
-    step = (len(updates) - 1) / (MOST_UPDATES - 2)
-    kept = {updates[round(place * step)] for place in range(MOST_UPDATES - 1)}
-    return sorted(kept | {one for one in updates if one == recommended})
+    step = (len(updates) - 1) / (MOST_UPDATES - 1)
+    kept = [updates[round(place * step)] for place in range(MOST_UPDATES)]
+    if recommended in updates and recommended not in kept:
+        nearest = min(kept[1:-1], key=lambda one: abs(one - recommended))
+        kept[kept.index(nearest)] = recommended
+    return kept
 
 
 def _picture(one: Judged | None, prompt: str, update: int) -> Mapping[str, str] | None:
@@ -94,7 +97,7 @@ def _left_out(updates: int, prompts: int) -> str:
 def sheets(history: History) -> Iterator[tuple[str, str]]:
     """Sheets as (title, source): every prompt by strength, and those of `lorakit grid`."""
     found = [("Every prompt by strength of the adapter", history.sheet)] if history.sheet else []
-    found += [(f"Grid {path.stem}", path) for path in sorted((history.folder / "grid").glob("*.png"))[:MOST_SHEETS]]
+    found += [(f"Grid {path.stem}", path) for path in grid.sheets(history.folder)[:MOST_SHEETS]]
     for title, path in found:
         if source := pages.picture(path, SHEET):
             yield title, source
