@@ -38,7 +38,19 @@ def test_overfit_the_lowest_loss_is_long_past():
     assert order[0] == 200
     assert [one.candidate.update for one in found.band] == [200]
     assert found.rise.mean == pytest.approx(0.2)
+    assert found.lasting
     assert found.fall is None
+
+
+def test_a_loss_that_is_higher_once_is_no_overfitting_yet():
+    """From one update to another it goes up and down; two in a row are needed."""
+    _, found = chosen([validated(n, loss) for n, loss in [(100, 0.5), (200, 0.3), (300, 0.5)]])
+    assert found.rise is not None
+    assert not found.lasting
+    _, found = chosen([validated(n, loss) for n, loss in [(1, 0.3), (2, 0.5), (3, 0.31), (4, 0.5)]])
+    assert not found.lasting
+    _, found = chosen([validated(n, loss) for n, loss in [(1, 0.3), (2, 0.32), (3, 0.5), (4, 0.5)]])
+    assert found.lasting
 
 
 def test_underfit_the_last_is_the_lowest_and_it_still_falls():
@@ -62,12 +74,21 @@ def test_good_the_most_trigger_for_its_drift_within_the_band():
     assert found.fall is None
 
 
-def test_where_no_trigger_tells_anything_the_least_drift_of_the_band():
-    told = [validated(n, 0.3, trigger=0.01, trigger_error=0.02, drift=drift) for n, drift in [(1, 0.3), (2, 0.1)]]
+def test_where_no_trigger_tells_anything_the_lowest_loss_of_the_band():
+    """Least drift would name the earliest, which learned the least; so would a ratio of noise."""
+    told = [
+        validated(n, loss, trigger=0.01, trigger_error=0.02, drift=drift)
+        for n, loss, drift in [(1, 0.31, 0.01), (2, 0.30, 0.2), (3, 0.30, 0.1)]
+    ]
     order, found = chosen(told)
-    assert order == [2, 1]
+    assert order == [3, 2, 1]
     assert not found.trigger_told
-    assert chosen([validated(n, 0.3, trigger=None, drift=0.1 * n) for n in (1, 2)])[0] == [1, 2]
+    assert chosen([validated(n, 0.3 + n / 1000, trigger=None, drift=0.1 / n) for n in (1, 2)])[0] == [1, 2]
+
+
+def test_where_nothing_tells_them_apart_the_last():
+    assert chosen([validated(n, None, trigger=None, drift=0.1) for n in (1, 2, 3)])[0] == [3, 2, 1]
+    assert chosen([validated(n, None, trigger=0.01 / n, trigger_error=0.02) for n in (1, 2, 3)])[0] == [3, 2, 1]
 
 
 def test_the_error_is_that_of_the_differences_where_each_picture_is_known():
@@ -294,6 +315,7 @@ def test_a_run_that_is_still_learning_is_told_to_go_on(story, capsys):
         ([validated(1)], {}, "1 checkpoint to choose from"),
         ([validated(n, 0.3) for n in (1, 2, 3)], {}, "losses of 3 checkpoints differ by less"),
         ([validated(n, 0.3, trigger=None) for n in (1, 2)], {}, "hold no trigger word"),
+        ([validated(n, 0.3, trigger_error=None) for n in (1, 2)], {}, "measured on one picture"),
         ([validated(n, 0.3, trigger=0.01) for n in (1, 2)], {}, "more than two of its standard errors"),
         ([validated(n, 0.3, drift=None) for n in (1, 2)], {}, "no drift was measured"),
         ([validated(n, 0.3, drift=0.9) for n in (1, 2)], {}, "every checkpoint drifts more than 50.0%"),

@@ -1,8 +1,9 @@
 """The rule by which a checkpoint is recommended, as a pure function of what was measured, and why it may be wrong.
 
 Broken checkpoints are dropped, then those that drift far. What is within one standard error of the lowest held-out loss
-stays. Of those, the one that gains the most trigger sensitivity for its drift comes first. No loss of training and no
-loss on training pictures is read.
+stays. Of those, the one that gains the most trigger sensitivity for its drift comes first; where no trigger sensitivity
+is more than chance, the lowest held-out loss does, for then nothing else speaks for a checkpoint. No loss of training,
+and no loss on training pictures, is read.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Recommendation:
     """Checkpoints, the recommended one first; none where all are dropped.
 
     `lowest` has the lowest held-out loss; `rise` is how far the last one measured lies above it, `fall` how far the one
-    before the last lies above the last, where each is more than two standard errors.
+    before the last lies above the last, where each is more than two standard errors. `lasting` says that the one before
+    the last comes after the lowest too, and lies more than one above it: between two updates a loss goes up and down.
     """
 
     ranked: tuple[Ranked, ...]
@@ -76,6 +78,7 @@ class Recommendation:
     lowest: Candidate | None = None
     last: Candidate | None = None
     rise: Gap | None = None
+    lasting: bool = False
     fall: Gap | None = None
     trigger_told: bool = False
     all_drift: bool = False
@@ -123,6 +126,7 @@ def recommend(candidates: Sequence[Candidate], most_drift: float = MOST_DRIFT) -
         lowest=lowest,
         last=course[-1] if course else None,
         rise=_rise(course),
+        lasting=_lasting(course),
         fall=_fall(course),
         trigger_told=told,
         all_drift=all_drift,
@@ -157,10 +161,13 @@ def _strongest(kept: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _trade(one: Candidate, told: bool) -> tuple[float, float, int]:
-    """Smaller is better: trigger sensitivity for each unit of drift, or the least drift where no trigger tells."""
-    drift = _drift(one)
-    value = max(0.0, _trigger(one) or 0.0) / max(drift, 1e-6) if told else 0.0
-    return -value, drift, one.update
+    """Smaller is better: trigger sensitivity for its drift; where no trigger tells, the loss; without one, the age."""
+    drift, loss = _drift(one), _loss(one)
+    if told:
+        return -max(0.0, _trigger(one) or 0.0) / max(drift, 1e-6), drift, one.update
+    if loss is not None:
+        return loss, drift, one.update
+    return 0.0, 0.0, -one.update
 
 
 def _behind(one: Candidate) -> tuple[float, float, int]:
@@ -175,6 +182,14 @@ def _rise(course: Sequence[Candidate]) -> Gap | None:
     lowest, last = min(course, key=_sure_loss), course[-1]
     found = gap(_validated(last), _validated(lowest))
     return found if last is not lowest and found.sure else None
+
+
+def _lasting(course: Sequence[Candidate]) -> bool:
+    """Whether the last two measured both lie above the lowest, which came before them."""
+    if _rise(course) is None or len(course) < 3:
+        return False
+    lowest = min(course, key=_sure_loss)
+    return course[-2] is not lowest and not gap(_validated(course[-2]), _validated(lowest)).within
 
 
 def _fall(course: Sequence[Candidate]) -> Gap | None:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from lorakit.audit import alike
 from lorakit.audit.data import gather
-from lorakit.audit.look import Look, look
+from lorakit.audit.look import Look, prints
 from lorakit.audit.looks import looks
 from lorakit.errors import DataError
 from lorakit.evidence import grid
 from lorakit.history import History
 from lorakit.plan import Plan
-from lorakit.shown import collapsed, entropy, shows_nothing
+from lorakit.shown import SIDE, collapsed, entropy, shows_nothing
 
 MOST = 400  # training pictures that previews are compared with, evenly spaced
 POOREST = 16  # of them whose entropy is measured
@@ -81,7 +81,8 @@ class Previews:
 class _Shown:
     bits: float
     fault: str
-    look: Look
+    hash: str
+    colours: str
 
 
 def judged(history: History) -> Previews:
@@ -101,7 +102,7 @@ def judged(history: History) -> Previews:
     for path, one in seen.items():
         prompt = drawn[path].prompt
         fault = one.fault or ("nearly empty" if collapsed(one.bits, usual[prompt], poorest) else "")
-        apart, copied = _nearest(one.look, known)
+        apart, copied = _nearest(one, known)
         made.append(
             Judged(
                 update=drawn[path].update,
@@ -126,7 +127,7 @@ def _taught(plan: Plan) -> tuple[list[str], str]:
     return [one.path for one in pictures if one.path not in held_out], ""
 
 
-def _nearest(seen: Look, known: Mapping[str, Look]) -> tuple[int | None, str]:
+def _nearest(seen: _Shown, known: Mapping[str, Look]) -> tuple[int | None, str]:
     """In how many bits the nearest training picture differs, and its path where that makes a near copy of it."""
     colours = bytes.fromhex(seen.colours)
     found = sorted((alike.apart(seen.hash, one.hash), path) for path, one in known.items())
@@ -145,7 +146,7 @@ def _diversity(history: History, found: Sequence[Judged]) -> Iterator[Diversity]
         if cell.strength == 1:
             together[cell.update, f"{cell.prompt} (grid, guidance {cell.guidance:g})"].append(cell.path)
     for (update, prompt), paths in together.items():
-        hashes = [read.look.hash for path in paths[:TOGETHER] if (read := _shown(path)) is not None]
+        hashes = [read.hash for path in paths[:TOGETHER] if (read := _shown(path)) is not None]
         pairs = list(combinations(hashes, 2)) if len(paths) > 1 else []
         if pairs:
             mean = statistics.fmean(alike.apart(one, other) for one, other in pairs) / BITS
@@ -166,12 +167,12 @@ def _measured(path: Path, size: int, changed: int) -> _Shown | None:
     """The same for a file of this size that was changed at this time, so that a report drawn anew reads it once."""
     from PIL import Image
 
-    found = look(str(path))
-    if not found.hash:
-        return None
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as opened:
             warnings.simplefilter("ignore")
-            return _Shown(entropy(picture), shows_nothing(picture), found)
-    except (OSError, ValueError, SyntaxError):  # gone, or cut short, in the meantime
+            picture = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError):  # cut short, or no picture
         return None
+    hashed, colours = prints(picture)
+    picture.thumbnail((SIDE, SIDE))
+    return _Shown(entropy(picture), shows_nothing(picture), hashed, colours)

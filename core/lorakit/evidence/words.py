@@ -65,7 +65,9 @@ def order(made: Recommendation) -> str:
     """By what the band was ordered."""
     if made.trigger_told:
         return "most trigger sensitivity for its drift"
-    return "least drift, for no trigger sensitivity is more than two of its standard errors"
+    if made.lowest is not None:
+        return "lowest held-out loss, for no trigger sensitivity is more than two of its standard errors"
+    return "the last first, for nothing that was measured tells them apart"
 
 
 def course(made: Recommendation) -> str:
@@ -73,10 +75,10 @@ def course(made: Recommendation) -> str:
     if made.rise is not None and made.last is not None:
         low = made.first.candidate.update if made.first else 0
         earlier = " An earlier checkpoint is recommended." if low < made.last.update else ""
-        return (
-            f"Overfitting: the held-out loss rises by {_signed(made.rise)} from its lowest to update "
-            f"{made.last.update}; from there on pictures are learned by heart.{earlier}"
-        )
+        rises = f"the held-out loss rises by {_signed(made.rise)} from its lowest to update {made.last.update}"
+        if made.lasting:
+            return f"Overfitting: {rises}; from there on pictures are learned by heart.{earlier}"
+        return f"Perhaps overfitting: {rises}, but the one measured before that does not.{earlier}"
     if made.fall is not None and made.last is not None:
         return (
             f"Still learning: the held-out loss fell by {_signed(made.fall)} in the last stretch before update "
@@ -141,6 +143,8 @@ def _of_the_trade(made: Recommendation) -> Iterator[str]:
     measured = [one.candidate.measured for one in made.band if one.candidate.measured]
     if all(one.trigger is None for one in measured):
         yield "no trigger sensitivity: the captions hold no trigger word"
+    elif made.trigger_told and all(one.trigger_error is None for one in measured):
+        yield "trigger sensitivity was measured on one picture, so there is no standard error"
     elif not made.trigger_told:
         yield "no trigger sensitivity is more than two of its standard errors"
     elif len(measured) > 1 and measured[0].trigger is not None and measured[1].trigger is not None:
