@@ -60,7 +60,7 @@ def candidates(history: History, previews: Previews) -> Sequence[Candidate]:
             f"the run in {history.folder} was never validated, so nothing tells its checkpoints apart",
             where="validation.every",
             why="the loss of training is no measure of quality and is never used",
-            fix="Train again with validation.every left out, or set to `epoch`; `lorakit grid` lets you judge by eye.",
+            fix="Train again with validation.every left out, or set to `epoch`, and judge this one by its previews.",
         )
     if not any(one.measured for one in found):
         raise RunError(

@@ -177,6 +177,7 @@ def described(plot: Plot) -> Mapping[str, Any]:
     return {
         "name": plot.name,
         "title": plot.title,
+        "unit": plot.unit,
         "note": plot.note,
         "says": " ".join(_sentence(plot, line) for line in plot.lines),
         "columns": [f"{line.name}{f' ({plot.unit})' if plot.unit else ''}" for line in plot.lines],

@@ -116,7 +116,7 @@ def _repeats(repeats: int | None) -> str:
     return "by folder name" if repeats is None else str(repeats)
 
 
-def plan(made: Plan) -> Iterator[tuple[str, Sequence[Mapping[str, str]]]]:
+def plan(made: Plan) -> Iterator[tuple[str, str, Sequence[Mapping[str, str]]]]:
     """Every setting by section, with who decided it and why."""
     sections: dict[str, list[Mapping[str, str]]] = {}
     for name, chosen in made.choices.items():
@@ -125,7 +125,7 @@ def plan(made: Plan) -> Iterator[tuple[str, Sequence[Mapping[str, str]]]]:
         who = "arithmetic" if chosen.because == DERIVED else chosen.decided_by
         row = {"name": name, "value": _value(chosen.value), "who": who, "because": because}
         sections.setdefault(section if dot else "the run", []).append(row)
-    yield from sections.items()
+    yield from ((section, count(len(rows), "setting"), rows) for section, rows in sections.items())
 
 
 def phases(history: History) -> Iterator[tuple[str, str, str]]:
