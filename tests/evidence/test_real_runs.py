@@ -1,4 +1,7 @@
-"""Real trainings of the toy whose right answer is known: too short, long enough, and far too long on few pictures."""
+"""Real trainings of the toy whose right answer is known: too short, and far too long on few pictures.
+
+One that is long enough is the demo, in `tests/test_demo.py`.
+"""
 
 from pathlib import Path
 
@@ -64,15 +67,3 @@ def test_underfit_the_last_checkpoint_is_recommended_and_going_on_is_advised(rec
     assert found.rise is None
     assert run(["pick", str(folder)]) == 0
     assert "Still learning: the held-out loss fell" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_good_a_checkpoint_is_recommended_once_most_is_learned(recommended):
-    """The ring beside pictures of what the toy knows: the loss falls, then stays, and nothing is called overfitting."""
-    folder, found = recommended("good", {"pictures": "sks", "known": ""}, 120, 30, 1e-3)
-    assert found.rise is None
-    assert found.first.within
-    validations = {one.update: one for one in history.read(folder).validations}
-    chosen, first, base = (validations[update].loss for update in (found.first.candidate.update, 30, 0))
-    assert chosen < first < base
-    assert found.first.candidate.update >= 60

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from importlib import resources
 from itertools import pairwise
 
 import pytest
@@ -172,6 +173,14 @@ def test_only_the_scripts_of_the_package_may_run(folder):
     digests = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts]
     assert policy.split("script-src ")[1] == " ".join(f"'sha256-{one}'" for one in digests)
     assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_the_library_is_the_one_that_was_published():
+    """uPlot 1.6.32 from its package, to the byte, with its licence beside it."""
+    folder = resources.files("lorakit.report")
+    held = folder.joinpath("uPlot.iife.min.js").read_bytes()
+    assert hashlib.sha256(held).hexdigest() == "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f"
+    assert "MIT License" in folder.joinpath("uPlot.LICENSE").read_text()
 
 
 def test_secrets_do_not_reach_the_page(folder, monkeypatch):

@@ -39,12 +39,13 @@ def pick(run: Path, most_drift: float | None, as_json: bool) -> int:
     found = history.read(run)
     previews = evidence.judged(found)
     made = evidence.recommend(evidence.candidates(found, previews), most_drift or evidence.MOST_DRIFT)
-    file = evidence.mark(found, made, previews)
     if as_json:
         click.echo(json.dumps(evidence.table(found, made, previews), indent=1))
     else:
         for line in _lines(made, words.weak(found, made, previews)):
             click.echo(shown(line))
+    file = evidence.mark(found, made, previews)  # last, for the answer does not depend on a folder that can be written
+    if not as_json:
         click.echo(shown(f"written      {file}"))
     return 0 if made.first else 1
 
