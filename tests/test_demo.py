@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tomli
 
-from lorakit import Kit
+from lorakit import Kit, evidence, history
 from lorakit.events import CheckpointSaved, PreviewDrawn, RunFinished, SheetDrawn
 from lorakit.testing import shapes
 from lorakit.testing.examples import CONCEPT_CAPTION, concept_score
@@ -30,6 +30,20 @@ def drawn(pipeline, captions, seed, scale=None):
     ).images
 
 
+def judge_the_recommendation(folder):
+    """A run that is long enough: what is recommended learned most of what there is, and nothing is overfitting."""
+    found = history.read(folder)
+    made = evidence.recommend(evidence.candidates(found, evidence.judged(found)))
+    losses = {one.update: one.loss for one in found.validations}
+    assert made.first.within
+    assert losses[made.first.candidate.update] < losses[0] / 2
+    assert made.rise is None
+    assert not made.dropped
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"Recommended: update {made.first.candidate.update}" in page
+    assert "Overfitting" not in page
+
+
 @pytest.mark.slow
 def test_the_demo(tmp_path, monkeypatch):
     """The demo's own configuration, its file loaded by an unmodified diffusers pipeline, and judged."""
@@ -50,6 +64,7 @@ def test_the_demo(tmp_path, monkeypatch):
     assert "scale 1.000" in finished.proof
     for kind in (CheckpointSaved, PreviewDrawn, SheetDrawn):
         assert any(isinstance(event, kind) for event in events)
+    judge_the_recommendation(Path(finished.folder))
 
     pipeline = QwenImagePipeline.from_pretrained(TOY, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)

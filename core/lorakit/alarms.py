@@ -10,16 +10,18 @@ import math
 import statistics
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from PIL import Image, ImageStat
+from PIL import Image
 
 from lorakit import advice
 from lorakit.estimate.savings import Saves
 from lorakit.events import Alarm, AlarmKind, PreviewDrawn, UpdateFinished
 from lorakit.plan import Plan
+from lorakit.shown import FADED, collapsed, entropy, shows_nothing
 
 BINS = 8
 """Parts of the noise levels, each with its own usual loss: that of flow matching differs tenfold between them."""
@@ -38,8 +40,7 @@ PACE = 20  # updates that a pace is the median of
 GROWTH = 4  # windows of memory that must all have grown
 GROWN = 1.05  # and by how much in all
 LEAST = 64 << 20  # bytes of growth that are worth a word
-DARK, FLAT, BURNT = 6.0, 3.0, 0.5
-"""Brightest mean and spread of a black picture, spread of a flat one, share of clipped colours of a saturated one."""
+COMPARED = 16  # training pictures that a preview which holds little is held against
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Watch:
     def __init__(self, plan: Plan, saves: Saves) -> None:
         self._plan, self._saves = plan, saves
         self.describe: Callable[[int], str] = str  # a sample, in words, by its index
+        self.taught: Callable[[], Sequence[Path]] = tuple  # pictures that are trained on
         self._counts: Counter[str] = Counter()
         self._losses = _Losses()
         self._norms: deque[float] = deque(maxlen=WINDOW)
@@ -66,6 +68,7 @@ class Watch:
         self._pace: deque[float] = deque(maxlen=PACE)
         self._first_pace = 0.0
         self._memory: deque[int] = deque(maxlen=GROWTH + 1)
+        self._bits: defaultdict[str, list[float]] = defaultdict(list)
 
     def after(
         self, update: UpdateFinished, passes: Sequence[Pass], reach: float | None, spilled: int = 0
@@ -158,13 +161,26 @@ class Watch:
             self._memory.clear()
 
     def picture(self, drawn: PreviewDrawn) -> Iterator[Alarm]:
-        """The alarm of a preview that shows nothing."""
+        """The alarm of a preview that shows nothing, or far less than earlier ones of its prompt."""
         with Image.open(drawn.path) as picture:
-            fault = shows_nothing(picture)
+            fault, bits = shows_nothing(picture), entropy(picture)
+        before = list(self._bits[drawn.prompt])
+        self._bits[drawn.prompt].append(bits)
+        if not fault and before and bits < FADED * statistics.median(before) and collapsed(bits, before, self._told()):
+            fault = f"nearly empty ({bits:.1f} bits a pixel; earlier ones held {statistics.median(before):.1f})"
         if fault:
             message = f"the preview {Path(drawn.path).name} is {fault}: '{drawn.prompt[:60]}'"
             kind: AlarmKind = "empty preview"
             yield self.raised(kind, drawn.update, message, list(advice.previews(self._plan)))
+
+    def _told(self) -> list[float]:
+        """The entropy of some training pictures, read only where a preview already looks poor."""
+        paths = list(self.taught())
+        found = []
+        for path in paths[:: max(1, len(paths) // COMPARED)][:COMPARED]:
+            with suppress(OSError, ValueError), Image.open(path) as picture:
+                found.append(entropy(picture))
+        return found
 
 
 class _Losses:
@@ -209,19 +225,3 @@ class _Losses:
         seen = len(own) > 1
         own.append(value - usual)
         return residual, seen
-
-
-def shows_nothing(picture: Image.Image) -> str:
-    """What is wrong with a picture that shows nothing: black, flat or saturated; empty where it shows something."""
-    seen = picture.convert("RGB")
-    seen.thumbnail((128, 128))
-    measured = ImageStat.Stat(seen)
-    mean, spread = max(measured.mean), max(measured.stddev)
-    if mean < DARK and spread < DARK:
-        return "black"
-    if spread < FLAT:
-        return "flat"
-    pixels = seen.tobytes()
-    colours = [pixels[place : place + 3] for place in range(0, len(pixels), 3)]
-    clipped = sum(min(one) <= 2 and max(one) >= 253 for one in colours)
-    return "saturated" if clipped > BURNT * len(colours) else ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from lorakit.events import Validated
 
 WIDTH, HEIGHT, EDGE = 340.0, 120.0, 6.0  # of a chart, in its own units
-LARGEST = 768  # pixels of a picture's longer side on the page
-SMALLEST = 192  # below which pixels are enlarged, so that they can be seen
 POINTS = 400  # of a curve
 
 
@@ -49,9 +45,10 @@ def facts(sides: Sequence[Side], histories: Sequence[History]) -> dict[str, Any]
         "settings": rows(sides),
         "runs": [_run(side, history) for side, history in zip(sides, histories, strict=True)],
         "prompts": [
-            (prompt, [_picture(history.last_previews().get(prompt)) for history in histories]) for prompt in prompts
+            (prompt, [pages.picture(history.last_previews().get(prompt)) for history in histories])
+            for prompt in prompts
         ],
-        "sheets": [_picture(history.sheet) for history in histories],
+        "sheets": [pages.picture(history.sheet) for history in histories],
         "width": WIDTH,
         "height": HEIGHT,
     }
@@ -112,28 +109,6 @@ def curve(at: Sequence[float], values: Sequence[float], errors: Sequence[float] 
 
 def _rounded(bars: Iterable[tuple[float, float, float]]) -> Iterable[tuple[float, float, float]]:
     return ((round(x, 1), round(top, 1), round(bottom, 1)) for x, top, bottom in bars)
-
-
-def _picture(path: Path | None) -> str:
-    """A picture as a data address, at a size for the page; empty where there is none, or none that can be read."""
-    from PIL import Image, UnidentifiedImageError
-
-    if path is None:
-        return ""
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError):
-        return ""
-    longest = max(image.size)
-    if longest < SMALLEST:
-        factor = SMALLEST // longest
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    image.thumbnail((LARGEST, LARGEST))
-    held = io.BytesIO()
-    image.save(held, "PNG" if longest < SMALLEST else "WEBP", quality=85)
-    kind = "png" if longest < SMALLEST else "webp"
-    return f"data:image/{kind};base64,{b64encode(held.getvalue()).decode()}"
 
 
 def _seconds(seconds: float | None) -> str:

@@ -140,11 +140,12 @@ class Validated(Event):
     """The adapter was measured after `update` updates, before the first one where that is 0, always on the same draws.
 
     `loss` is that of pictures held out, `train_loss` of as many that are trained on, both with their standard errors
-    over pictures, and at each of the `levels`: points of (0, 1) that the objective makes its noise levels of. `gap`
-    is the first less the second. `trigger` is how much larger the loss is without the trigger word, of pictures held
-    out where there are any. `drift` is the distance of the model's answers from the base's, over their length, on
-    prompts that have nothing to do with the pictures. `norm` and `largest_norm` are the median layer's and the largest
-    Frobenius norm of the adapter over that of the weight it stands on. What there is nothing to measure on is None.
+    over pictures, and at each of the `levels`: points of (0, 1) that the objective makes its noise levels of.
+    `loss_by_picture` is that of each picture held out, always in the same order. `gap` is the first less the second.
+    `trigger` is how much larger the loss is without the trigger word, of pictures held out where there are any.
+    `drift` is the distance of the model's answers from the base's, over their length, on prompts that have nothing to
+    do with the pictures. `norm` and `largest_norm` are the median layer's and the largest Frobenius norm of the adapter
+    over that of the weight it stands on. What there is nothing to measure on is None.
     """
 
     update: int
@@ -163,6 +164,7 @@ class Validated(Event):
     largest_norm: float | None
     largest_layer: str
     seconds: float
+    loss_by_picture: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

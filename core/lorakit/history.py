@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 from lorakit.errors import RunError
 from lorakit.events import (
@@ -18,7 +20,12 @@ from lorakit.events import (
 )
 from lorakit.plan import Plan
 
-PLAN, EVENTS = "plan.json", "events.jsonl"
+Kind = TypeVar("Kind", bound=Event)
+
+PLAN, EVENTS, REPORT = "plan.json", "events.jsonl", "report.html"
+CHECKPOINT = re.compile(r"^update-(\d{1,18})$")
+FACTS, STATE = "state.json", "state.safetensors"
+"""Names in a checkpoint's folder beside the loadable file: without the first it is not whole, the second is no LoRA."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +39,7 @@ class History:
     previews: tuple[PreviewDrawn, ...]
     sheet: Path | None = None
     end: RunFinished | None = None
+    events: tuple[Event, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -53,6 +61,22 @@ class History:
         """The peak in bytes."""
         return max((one.memory for one in self.updates), default=0)
 
+    def told(self, kind: type[Kind]) -> tuple[Kind, ...]:
+        """The events of a kind, oldest first."""
+        return tuple(event for event in self.events if isinstance(event, kind))
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The loadable file of each checkpoint that is there, by update; at the end of the run, the LoRA itself."""
+        found: dict[int, Path] = {}
+        for place in (self.folder / "checkpoints").glob(f"update-*/{FACTS}"):
+            named = CHECKPOINT.match(place.parent.name)
+            files = sorted(path for path in place.parent.glob("*.safetensors") if path.name != STATE)
+            if named and files:
+                found[int(named[1])] = files[0]
+        if self.end is not None and self.file.is_file():
+            found[self.end.update] = self.file
+        return dict(sorted(found.items()))
+
     def last_previews(self) -> dict[str, Path]:
         """The newest picture of each prompt that is still there."""
         return {one.prompt: path for one in self.previews if (path := self.place(one.path)).is_file()}
@@ -67,7 +91,7 @@ def read(folder: Path) -> History:
     """The history of the run in `folder`; RunError where there is none, or none that can be read."""
     try:
         plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN))
-        events = list(events_of(folder))
+        events = tuple(events_of(folder))
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{folder} is no run's folder", why=str(error), fix="Name the folder of a run.") from error
     sheets = [event for event in events if isinstance(event, SheetDrawn)]
@@ -79,6 +103,7 @@ def read(folder: Path) -> History:
         validations=tuple({one.update: one for one in events if isinstance(one, Validated)}.values()),
         previews=tuple(event for event in events if isinstance(event, PreviewDrawn)),
         end=ends[-1] if ends else None,
+        events=events,
     )
     sheet = found.place(sheets[-1].path) if sheets else None
     return replace(found, sheet=sheet) if sheet and sheet.is_file() else found

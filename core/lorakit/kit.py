@@ -127,7 +127,7 @@ class Kit:
         from lorakit.engine.starts import train
 
         found = self._trackers(trackers)
-        return self._observed(plan, train(plan, self.shelves, control or Control()), found)
+        return self._observed(plan, _reported(plan, train(plan, self.shelves, control or Control())), found)
 
     def resume(
         self,
@@ -146,7 +146,8 @@ class Kit:
         from lorakit.engine.starts import resume
 
         plan, told = self._changed(read_plan(folder), tuple(changes))
-        return self._observed(plan, resume(folder, plan, self.shelves, control or Control(), told), found)
+        events = resume(folder, plan, self.shelves, control or Control(), told)
+        return self._observed(plan, _reported(plan, events), found)
 
     def _changed(self, plan: Plan, changes: Sequence[Layer]) -> tuple[Plan, tuple[str, ...]]:
         """The plan with changes, and each of them in words."""
@@ -293,6 +294,14 @@ class Kit:
 def _made(part: Part, plan: Plan) -> Tracker:
     tracker: Tracker = part.resolve()(plan.folder, plan)
     return tracker
+
+
+def _reported(plan: Plan, events: Iterator[Event]) -> Iterator[Event]:
+    if not plan.settings.save.report:
+        return events
+    from lorakit.report import reported
+
+    return reported(events, plan.folder)
 
 
 def _refuse(errors: Sequence[Problem]) -> None:

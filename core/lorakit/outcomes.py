@@ -54,6 +54,7 @@ class Save(Section):
         description="Inputs of the ComfyUI workflow beside the file to set otherwise, by their names in its nodes: "
         "`workflow.unet_name` for another file of the model.",
     )
+    report: bool = Field(True, description="Write `report.html` at every checkpoint and at the end.")
 
 
 class Validation(Section):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -15,6 +17,9 @@ from lorakit.secret import redacted
 
 if TYPE_CHECKING:
     import jinja2
+
+LARGEST = 768  # pixels of a picture's longer side on a page
+SMALLEST = 192  # below which pixels are enlarged, so that they can be seen
 
 
 def rendered(package: str, name: str, facts: Mapping[str, Any]) -> str:
@@ -32,6 +37,36 @@ def write(text: str, file: Path, where: str) -> None:
         with suppress(OSError, ValueError):
             aside.unlink(missing_ok=True)
         raise DataError(f"the page {file} cannot be written", where=where, why=str(error)) from error
+
+
+def picture(path: Path | None, largest: int = LARGEST) -> str:
+    """A picture as a data address, at a size for the page; empty where there is none, or none that can be read."""
+    try:
+        stat = path.stat() if path is not None else None
+    except OSError:
+        stat = None
+    return _inlined(path, stat.st_size, stat.st_mtime_ns, largest) if path is not None and stat is not None else ""
+
+
+@lru_cache(maxsize=512)
+def _inlined(path: Path, size: int, changed: int, largest: int) -> str:
+    """The same for a file of this size that was changed at this time, so that a page made anew reads it once."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError):
+        return ""
+    longest = max(image.size)
+    if longest < SMALLEST:
+        factor = SMALLEST // longest
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((largest, largest))
+    held = io.BytesIO()
+    image.save(held, "PNG" if longest < SMALLEST else "WEBP", quality=85)
+    kind = "png" if longest < SMALLEST else "webp"
+    return f"data:image/{kind};base64,{b64encode(held.getvalue()).decode()}"
 
 
 @lru_cache(maxsize=8)

@@ -79,6 +79,7 @@ def test_the_plugins_of_the_pages_in_a_run_and_what_it_leaves(here, capsys):
         "events.jsonl",
         "sks.safetensors",
         "sks.workflow.api.json",
+        "report.html",
         f"checkpoints/{number}/sks-000001.safetensors",
         f"checkpoints/{number}/state.safetensors",
         f"checkpoints/{number}/state.json",

@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from lorakit.alarms import Pass, Watch, shows_nothing
+from lorakit.alarms import Pass, Watch
 from lorakit.cli.progress import Progress
 from lorakit.engine import memory
 from lorakit.engine.loop import Trainer
 from lorakit.engine.preview import Painter
 from lorakit.engine.run_folder import events_of
 from lorakit.errors import TrainingError
-from lorakit.events import Alarm, RunFinished, UpdateFinished
+from lorakit.events import Alarm, PreviewDrawn, RunFinished, UpdateFinished
+from lorakit.shown import shows_nothing
+from tests.pictures import scene
 
 GIGABYTE = 10**9
 
@@ -139,6 +141,23 @@ def test_pictures_that_show_nothing():
     white.paste((120, 80, 60), (16, 16, 48, 48))
     pictures = (Image.new("RGB", (64, 64), (1, 2, 1)), Image.new("RGB", (64, 64), (90, 91, 90)), clipped, noise, white)
     assert [shows_nothing(one) for one in pictures] == ["black", "flat", "saturated", "", ""]
+
+
+@pytest.mark.parametrize(("taught", "raised"), [("scene", 1), ("drawing", 0), ("nothing that can be read", 0)])
+def test_a_preview_that_holds_far_less_than_earlier_ones(make_plan, tmp_path, taught, raised):
+    """A nearly empty picture is a collapse, unless it is what the training pictures look like."""
+    drawing = Image.new("RGB", (64, 64), "white")
+    drawing.paste((120, 80, 60), (16, 16, 48, 48))
+    drawing.save(tmp_path / "drawing.png")
+    for seed in (1, 2, 3):
+        scene(seed, (64, 64)).save(tmp_path / f"{seed}.png")
+    watch = Watch(make_plan())
+    watch.taught = lambda: [tmp_path / {"scene": "1.png", "drawing": "drawing.png"}.get(taught, "gone.png")]
+    names = ("1.png", "2.png", "drawing.png", "3.png")
+    drawn = [PreviewDrawn(update=place, path=str(tmp_path / name), prompt="a") for place, name in enumerate(names)]
+    alarms = [alarm for one in drawn for alarm in watch.picture(one)]
+    assert [alarm.update for alarm in alarms] == [2] * raised
+    assert all("nearly empty" in alarm.message for alarm in alarms)
 
 
 # -- in a run ----------------------------------------------------------------------------------------------------

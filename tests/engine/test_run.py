@@ -54,6 +54,7 @@ def test_a_run_from_pictures_to_proof(kit, make_plan, of_kind):
         "events.jsonl",
         "run.safetensors",
         "run.workflow.api.json",
+        "report.html",
         "samples/000002-0.png",
         "samples/000004-0.png",
         "samples/strengths.png",
@@ -306,3 +307,23 @@ def test_memory_that_runs_out_is_told_with_what_to_change_and_the_run_is_saved(k
     assert checkpoint.saved(plan.folder) == [2]
     monkeypatch.undo()
     assert list(kit.resume(plan.folder))[-1].update == 6
+
+
+def test_the_report_is_there_after_the_first_checkpoint_and_again_at_the_end(kit, make_plan, of_kind):
+    plan = make_plan(train={"updates": 3}, save={"every": 1}, sampling={"prompts": []}, validation={"every": 1})
+    page, seen = plan.folder / "report.html", []
+    for event in kit.train(plan):
+        if isinstance(event, UpdateFinished | RunFinished):
+            seen.append((type(event).__name__, page.read_text() if page.is_file() else ""))
+    pages = [text for _, text in seen]
+    assert not pages[0]
+    assert "Under way" in pages[1]
+    assert "Recommended: update 1" in pages[1]
+    assert "Finished on" in pages[-1]
+    assert len(set(pages)) == len(pages)
+
+
+def test_no_report_where_none_is_wanted(kit, make_plan):
+    plan = make_plan(train={"updates": 1}, save={"every": 1, "report": False}, sampling={"prompts": []})
+    list(kit.train(plan))
+    assert not (plan.folder / "report.html").exists()

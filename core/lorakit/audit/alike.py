@@ -37,7 +37,7 @@ def near(hashes: Mapping[str, str], colours: Mapping[str, str]) -> list[Group]:
     for one, other in _close_pairs(list(members)):
         for first in heads[one][:RECENT]:
             for second in heads[other][:RECENT]:
-                if joined.head(first) != joined.head(second) and _agree(marks[first], marks[second]):
+                if joined.head(first) != joined.head(second) and agree(marks[first], marks[second]):
                     joined.join(first, second)
     return _groups(hashes, map(joined.head, hashes))
 
@@ -54,7 +54,7 @@ def _within(names: Sequence[str], marks: Mapping[str, bytes], joined: _Joined) -
     heads: list[str] = []
     for name in names:
         for head in heads[-RECENT:]:
-            if _agree(marks[head], marks[name]):
+            if agree(marks[head], marks[name]):
                 joined.join(head, name)
                 break
         else:
@@ -77,7 +77,12 @@ def _close_pairs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
                         yield one, other
 
 
-def _agree(one: bytes, other: bytes) -> bool:
+def apart(one: str, other: str) -> int:
+    """Bits in which two hashes differ, both in hexadecimal."""
+    return (int(one, 16) ^ int(other, 16)).bit_count()
+
+
+def agree(one: bytes, other: bytes) -> bool:
     """Whether the colours of two pictures differ by no more than exposure and compression do."""
     spots = len(one) // 3
     for channel in range(3):

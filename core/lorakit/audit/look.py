@@ -93,9 +93,6 @@ def thumbnail(path: str, side: int) -> bytes:
 
 
 def _shown(image: Image.Image, digest: str) -> Look:
-    import dhash
-    from PIL import Image
-
     size, turned = size_of(image), orientation(image)
     share = BASE / math.sqrt(size.width * size.height)
     image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
@@ -103,8 +100,8 @@ def _shown(image: Image.Image, digest: str) -> Look:
     rgb = _over_white(image)
     factor = max(1, int(math.sqrt(rgb.width * rgb.height) / BASE))
     base = rgb.reduce(factor) if factor > 1 else rgb
-    small = _upright(base.reduce(max(1, min(base.size) // THUMB)), turned)
-    grays = small.convert("L").resize((9, 9), Image.Resampling.LANCZOS)
+    small = _upright(_reduced(base), turned)
+    hashed, colours = _prints(small)
     return Look(
         digest=digest,
         width=size.width,
@@ -112,11 +109,29 @@ def _shown(image: Image.Image, digest: str) -> Look:
         transparent=_see_through(image),
         grey=_without_colour(small),
         flat=max(_highest(one) - _lowest(one) for one in small.split()) <= FLAT,
-        hash=f"{dhash.dhash_int(list(grays.tobytes())):032x}",
-        colours=small.resize((SPOTS, SPOTS), Image.Resampling.BOX).tobytes().hex(),
+        hash=hashed,
+        colours=colours,
         side=round(math.sqrt(base.width * base.height), 1),
         detail=tuple(_detail(base.convert("L"))),
     )
+
+
+def prints(image: Image.Image) -> tuple[str, str]:
+    """The hash and the colours of a picture in RGB that is upright and open already, as a look has them."""
+    return _prints(_reduced(image))
+
+
+def _reduced(base: Image.Image) -> Image.Image:
+    return base.reduce(max(1, min(base.size) // THUMB))
+
+
+def _prints(small: Image.Image) -> tuple[str, str]:
+    import dhash
+    from PIL import Image
+
+    grays = small.convert("L").resize((9, 9), Image.Resampling.LANCZOS)
+    hashed = f"{dhash.dhash_int(list(grays.tobytes())):032x}"
+    return hashed, small.resize((SPOTS, SPOTS), Image.Resampling.BOX).tobytes().hex()
 
 
 def _over_white(image: Image.Image) -> Image.Image:

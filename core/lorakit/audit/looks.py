@@ -26,8 +26,15 @@ AT_ONCE = 8  # pictures that a worker is given at a time
 KIND = f"look {VERSION}"  # of notes
 
 
-def looks(paths: Sequence[str], tell: Callable[[int, int], object] = lambda done, total: None) -> dict[str, Look]:
-    """A look at each picture; `tell` hears how many are done of how many that are not known from earlier."""
+def looks(
+    paths: Sequence[str],
+    tell: Callable[[int, int], object] = lambda done, total: None,
+    work: Callable[[Callable[[str], Look], Sequence[str]], Iterator[Look]] | None = None,
+) -> dict[str, Look]:
+    """A look at each picture; `tell` hears how many are done of how many that are not known from earlier.
+
+    `work` is who does it: as many processes as there are cores, or `map`, where starting others would be rude.
+    """
     notebook = Notebook()
     by_folder: defaultdict[str, list[str]] = defaultdict(list)
     for path in dict.fromkeys(paths):
@@ -43,7 +50,7 @@ def looks(paths: Sequence[str], tell: Callable[[int, int], object] = lambda done
                 found[path] = _read(note[1])
     missing = [path for path in stamps if path not in found]
     try:
-        for path, seen in zip(missing, each(look, missing), strict=True):
+        for path, seen in zip(missing, (work or each)(look, missing), strict=True):
             found[path] = seen
             tell(len(found) - len(stamps) + len(missing), len(missing))
     finally:  # what was seen before Ctrl-C counts too

@@ -66,7 +66,7 @@ def sample(
     if not as_json:
         _introduce(plan, facts)
     with stopping(control, as_json):
-        return read(kit.sample(plan, facts, strong, places, control), readers_of(as_json, False, out.parent))
+        return read(kit.sample(plan, facts, strong, places, control), readers_of(as_json))
 
 
 def _introduce(plan: Plan, facts: Facts) -> None:
@@ -125,7 +125,7 @@ def grid(
     control = Control()
     events = kit.grid(run, asked(given), checkpoints=checkpoints, strengths=strong, guidances=guided, control=control)
     with stopping(control, as_json):
-        return read(events, readers_of(as_json, False, run))
+        return read(events, readers_of(as_json))
 
 
 def asked(given: dict[str, Any]) -> list[Layer]:

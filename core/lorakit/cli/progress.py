@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -35,6 +36,7 @@ from lorakit.events import (
     Validated,
     Warned,
 )
+from lorakit.history import REPORT
 
 SMOOTH = 0.9  # how much of the shown loss is history
 LINES = 10  # lines about training where there is no terminal
@@ -111,6 +113,8 @@ class Progress:
                 self._say(f"file         {event.lora}", "green")
                 if event.workflow:
                     self._say(f"workflow     {event.workflow}")
+                if (page := Path(event.folder) / REPORT).is_file():
+                    self._say(f"report       {page} (`lorakit pick {event.folder}` recommends a checkpoint)")
                 self._say(f"done         {event.update} updates in {duration(event.seconds)}")
             case PictureDrawn():
                 if not event.kept:

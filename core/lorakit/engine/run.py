@@ -140,6 +140,7 @@ class Run:
             self.model.table,
         )
         trainer.describe = self.watch.describe = lambda number: str(self.dataset.samples[number].path)
+        self.watch.taught = lambda: [sample.path for sample in self.dataset.samples]
         if start:
             trainer.restore(checkpoint.load(self.folder, start, self.context.device))
         self.trainer = trainer

@@ -113,6 +113,7 @@ class Validator:
             largest_norm=norms.get(largest),
             largest_layer=largest,
             seconds=seconds,
+            loss_by_picture=tuple(apart.mean(1).tolist()),
         )
 
     def _losses(self, tried: Sequence[Tried], kind: str, bare: bool = False) -> Tensor:

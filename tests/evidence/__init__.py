@@ -1,0 +1,1 @@
+"""What is recommended of runs whose right answer is known."""
