@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit import plugins as finding
 from lorakit.control import Control
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, PluginError
 from lorakit.plugins import Plugin, call, manager
 from lorakit.registry import Shelves
 
@@ -168,9 +168,16 @@ class Kit:
         return examine(self.shelves, output)
 
     def commands(self, group: click.Group) -> None:
-        """Let every plugin add its commands to `group`."""
-        for _ in call(manager(self.plugins), "register_commands", cli=group):
-            pass
+        """Let every plugin add its commands to `group`; a command twice is a PluginError naming both plugins."""
+        known, owners = dict(group.commands), dict.fromkeys(group.commands, finding.CORE)
+        for answer in call(manager(self.plugins), "register_commands", cli=group):
+            for name, command in group.commands.items():
+                if known.setdefault(name, command) is not command:
+                    raise PluginError(
+                        f"the command '{name}' is brought by two plugins, {owners[name]} and {answer.owner}",
+                        fix=f"Leave one out: `lorakit --without {answer.owner} ...`.",
+                    )
+                owners.setdefault(name, answer.owner)
 
     def _observed(self, plan: Plan, events: Iterator[Event]) -> Iterator[Event]:
         from lorakit.observers import observed

@@ -16,6 +16,7 @@ from lorakit.cli import STOPPED, options, plans
 from lorakit.cli.quiet import hush
 from lorakit.control import Control
 from lorakit.kit import Kit
+from lorakit.last_plan import remember
 
 if TYPE_CHECKING:
     from lorakit.events import Event
@@ -35,6 +36,7 @@ def train(kit: Kit, /, as_json: bool, tensorboard: bool, **given: Any) -> int:
     Ctrl-C stops after the update under way, with everything saved; `lorakit resume` goes on from there.
     """
     plan = kit.plan(options.request(kit, given))
+    remember(plan)
     control = Control()
     if not as_json and not plan.errors:
         _introduce(plan)
