@@ -6,13 +6,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import lorakit_hello
 import pytest
 import torch
 from lorakit_hello import Hello
 
-from lorakit import hookimpl, never, prefer
+from lorakit import Kit, hookimpl, never, prefer
 from lorakit.engine.parts import Text
-from lorakit.testing import PROMISES, PromiseError
+from lorakit.testing import PROMISES, PromiseError, check_family
 from lorakit.testing.bench import Bench
 
 BY_NAME = {promise.name: promise for promise in PROMISES}
@@ -291,3 +292,45 @@ def test_a_broken_promise_is_told(promise, broken, said, toy, tmp_path):
 
 def test_every_promise_is_broken_by_some_family():
     assert {promise for promise, _, _ in BROKEN} == set(BY_NAME)
+
+
+# -- what authors call -------------------------------------------------------------------------------------------
+
+
+def test_what_holds_is_told_with_what_was_seen(toy, tmp_path):
+    chosen = [BY_NAME["facts are complete"], BY_NAME["rules are order-free"]]
+    kept = check_family(Hello(), folder=tmp_path, promises=chosen)
+    assert [one.promise for one in kept] == [one.name for one in chosen]
+    assert kept[0].note.startswith("1 variants, 6 targets")
+    assert all(one.seconds >= 0 for one in kept)
+
+
+def test_every_broken_promise_is_named():
+    chosen = [BY_NAME["facts are complete"], BY_NAME["rules are order-free"]]
+    with pytest.raises(PromiseError, match=r"breaks the promise 'facts are complete'.*no list of names"):
+        check_family(LacksATarget(), promises=chosen[:1])
+
+    class Both(Whimsical):
+        needs_recovery = ("int3",)
+
+    with pytest.raises(PromiseError, match=r"2 promises are broken.*'facts are complete'.*'rules are order-free'"):
+        check_family(Both(), promises=chosen)
+
+
+def test_a_family_is_tried_with_the_plugins_that_it_needs(toy, tmp_path):
+    kit = Kit(discover=False, plugins={"hello": lorakit_hello})
+    with pytest.raises(PromiseError, match="the Kit's family 'hello' is another one"):
+        check_family(Hello(), kit=kit, folder=tmp_path / "1", promises=[BY_NAME["facts are complete"]])
+    family = kit.shelves.families["hello"]
+    assert check_family(family, kit=kit, folder=tmp_path / "2", promises=[BY_NAME["facts are complete"]])
+
+
+def test_every_promise_says_what_it_means_in_one_sentence():
+    for promise in PROMISES:
+        assert promise.broken.endswith(".")
+        assert promise.broken.count(". ") == 0
+
+
+def test_the_example_family_keeps_its_promise_about_files_in_comfyui_too(tmp_path):
+    (kept,) = check_family(Hello(), folder=tmp_path, promises=[BY_NAME["the export loads back"]])
+    assert kept.note == "diffusers 40/40 modules, scale 1.000 | ComfyUI keys 40/40"

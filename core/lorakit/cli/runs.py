@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorakit.checks import TOY
 from lorakit.cli import STOPPED, options, plans
 from lorakit.cli.quiet import hush
 from lorakit.control import Control
@@ -40,6 +41,8 @@ def train(kit: Kit, /, as_json: bool, tensorboard: bool, **given: Any) -> int:
     control = Control()
     if not as_json and not plan.errors:
         _introduce(plan)
+    if plan.settings.model.source == TOY and not plan.errors:
+        hush()  # a toy is written, by the model libraries, before the first event
     with stopping(control, as_json):
         return read(kit.train(plan, control), readers_of(as_json, tensorboard, plan.folder))
 
