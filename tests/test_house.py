@@ -40,6 +40,15 @@ def test_a_family_is_one_small_room(family):
     assert sum(lines.values()) <= 390, lines  # about 330, as the house plan says
 
 
+@pytest.mark.parametrize("example", ["lorakit-hello", "lorakit-lowvram"])
+def test_an_example_plugin_is_small_with_its_tests(example):
+    folder = ROOT / "docs" / "examples" / example
+    written = [path for path in folder.rglob("*") if path.suffix in (".py", ".toml", ".md") and path.is_file()]
+    written = [path for path in written if "cache" not in str(path.relative_to(folder))]
+    assert len(written) >= 6
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in written) <= 400
+
+
 def test_files_and_functions_stay_short():
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")

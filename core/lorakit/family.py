@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lorakit.buckets import Shape
 from lorakit.captions import CaptionAdvice
@@ -54,7 +54,8 @@ class Variant:
 
     `source` is its hub repository; `resolution` its native side in pixels (of a square of the same area);
     `architecture` what the exported file says of itself (`modelspec.architecture`); `templates` are the prompt
-    templates that it understands, the usual one first; `pipeline` names the diffusers class that draws with it;
+    templates that it understands, the usual one first; `pipeline` names the diffusers class that draws with it, and
+    `call` is what that is called with besides prompt, size, steps, guidance and noise, to draw as previews do;
     `components` are sub-folders of its repository, over the family's, that its text depends on. `references` is the
     most reference pictures that a sample may have, `reference_resolution` the side in pixels of a square of the area
     that they are brought to, and `text_reference_resolution` that at which the text encoder sees them, None where it
@@ -67,6 +68,7 @@ class Variant:
     architecture: str
     resolution: int = 1024
     templates: tuple[str, ...] = ("plain",)
+    call: Mapping[str, Any] = field(default_factory=dict, hash=False)
     components: tuple[str, ...] = ()
     references: int = 0
     reference_resolution: int = 1024

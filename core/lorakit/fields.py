@@ -64,7 +64,7 @@ def voices(request: Request, family: Family, pm: pluggy.PluginManager) -> list[V
     """Everything that plugins, the family and core say about a request's fields."""
     found: list[Voice] = []
     for hook in hooks.RULE_HOOKS:
-        for answer in call(pm, hook, request=request):
+        for answer in call(pm, hook, request=request, family=family):
             scope: Scope = "family" if answer.owner == f"family {family.name}" else "plugin"
             for rule in answer.value or ():
                 _check_rule(rule, hook, answer.owner)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import click
 
     from lorakit.events import Event
+    from lorakit.family import Family
     from lorakit.plan import Plan
     from lorakit.problem import Problem
     from lorakit.registry import Registry
@@ -37,26 +38,26 @@ def register_commands(cli: click.Group) -> None:
     """Add commands to the click group, which is built anew for each Kit."""
 
 
-# -- rules: what is allowed, and what is wished for --------------------------------------------------------------
+# -- rules: what is allowed, and what is wished for; `family` is that of the request, with its facts ----------------
 
 
 @hookspec
-def scheduler_rules(request: Request) -> Iterable[Rule] | None:
+def scheduler_rules(request: Request, family: Family) -> Iterable[Rule] | None:
     """Rules about `scheduler.name` and `scheduler.timesteps`."""
 
 
 @hookspec
-def quantization_rules(request: Request) -> Iterable[Rule] | None:
+def quantization_rules(request: Request, family: Family) -> Iterable[Rule] | None:
     """Rules about `quantization.name`."""
 
 
 @hookspec
-def text_encoder_rules(request: Request) -> Iterable[Rule] | None:
+def text_encoder_rules(request: Request, family: Family) -> Iterable[Rule] | None:
     """Rules about `text_encoder.train` and `text_encoder.template`."""
 
 
 @hookspec
-def sampling_rules(request: Request) -> Iterable[Rule] | None:
+def sampling_rules(request: Request, family: Family) -> Iterable[Rule] | None:
     """Rules about `sampling.guidance` and `sampling.steps`."""
 
 

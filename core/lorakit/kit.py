@@ -264,9 +264,16 @@ class Kit:
         return examine(self.shelves, output)
 
     def commands(self, group: click.Group) -> None:
-        """Let every plugin add its commands to `group`."""
-        for _ in call(manager(self.plugins), "register_commands", cli=group):
-            pass
+        """Let every plugin add its commands to `group`; a command twice is a PluginError naming both plugins."""
+        known, owners = dict(group.commands), dict.fromkeys(group.commands, finding.CORE)
+        for answer in call(manager(self.plugins), "register_commands", cli=group):
+            for name, command in group.commands.items():
+                if known.setdefault(name, command) is not command:
+                    raise PluginError(
+                        f"the command '{name}' is brought by two plugins, {owners[name]} and {answer.owner}",
+                        fix=f"Leave one out: `lorakit --without {answer.owner} ...`.",
+                    )
+                owners.setdefault(name, answer.owner)
 
     def _trackers(self, names: Iterable[str]) -> list[Part]:
         """The trackers of these names; PluginError where what one needs is not installed."""

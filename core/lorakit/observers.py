@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 
 import pluggy
 
+from lorakit import trace
 from lorakit.events import Event, Warned
 from lorakit.plan import Plan
 
@@ -30,9 +31,11 @@ def _tell(pm: pluggy.PluginManager, event: Event, plan: Plan, silenced: set[str]
         name = implementation.plugin_name
         if name in silenced:
             continue
+        given = {one: arguments[one] for one in implementation.argnames}
         try:
-            implementation.function(**{one: arguments[one] for one in implementation.argnames})
+            trace.answered("on_event", name, given, implementation.function(**given))
         except Exception as error:  # an observer never stops training
+            trace.failed("on_event", name, given, error)
             silenced.add(name)
             yield Warned(
                 message=f"the observer '{name}' failed and is told nothing more: {type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pluggy
 
-from lorakit import hooks
+from lorakit import hooks, trace
 from lorakit.errors import LorakitError, PluginError
 from lorakit.family import Family
 from lorakit.registry import Registry, Shelves
@@ -146,12 +146,15 @@ def _run(implementation: pluggy.HookImpl, arguments: Mapping[str, Any], hook: st
     given = {name: arguments[name] for name in implementation.argnames}
     try:
         value = implementation.function(**given)
-        return tuple(value) if isinstance(value, Iterable) else value  # rules may come from a generator
-    except LorakitError:
-        raise
+        answer = tuple(value) if isinstance(value, Iterable) else value  # rules may come from a generator
     except Exception as error:
+        trace.failed(hook, implementation.plugin_name, given, error)
+        if isinstance(error, LorakitError):
+            raise
         raise PluginError(
             f"the plugin '{implementation.plugin_name}' fails in {hook}",
             why=f"{type(error).__name__}: {error}",
             fix="Report it to its author, or leave it out (--without NAME; for a file, without its --plugin).",
         ) from error
+    trace.answered(hook, implementation.plugin_name, given, answer)
+    return answer

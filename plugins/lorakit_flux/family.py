@@ -76,6 +76,7 @@ class Flux(Family):
             pipeline="FluxPipeline",
             architecture="flux-1-schnell/lora",
             guidance="none",
+            call={"max_sequence_length": 256},
             flow_shift=UNSHIFTED,
             size=size,
             summary="text to image in 1 to 4 steps",

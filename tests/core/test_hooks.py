@@ -47,6 +47,29 @@ def test_hook_register_commands():
     assert list(group.commands) == ["hello"]
 
 
+def test_a_command_brought_twice_names_both_plugins():
+    class Greeter:
+        @hookimpl
+        def register_commands(self, cli):
+            cli.command("hello")(lambda: None)
+
+    with pytest.raises(PluginError, match=r"command 'hello' is brought by two plugins, east and west.*--without west"):
+        make_kit(west=Greeter(), east=Greeter()).commands(click.Group())
+    group = click.Group(commands={"hello": click.Command("hello")})
+    with pytest.raises(PluginError, match="two plugins, lorakit and greeter"):
+        make_kit(greeter=Greeter()).commands(group)
+
+
+def test_rules_may_look_at_the_facts_of_the_family(asked):
+    class Reader:
+        @hookimpl
+        def quantization_rules(self, family, request):
+            yield prefer("quantization.name", "int3", because=f"{family.title} was named in {request.settings.family}")
+
+    choice = make_kit(reader=Reader()).plan(asked).choices["quantization.name"]
+    assert (choice.value, choice.because) == ("int3", "Fake was named in fake")
+
+
 def test_hook_scheduler_rules(asked):
     plugin = speaker("scheduler_rules", only("scheduler.name", "ddpm", because="we say so"))
     choice = make_kit(voice=plugin).plan(asked).choices["scheduler.name"]

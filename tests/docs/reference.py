@@ -17,6 +17,7 @@ from lorakit import errors, events, hooks
 from lorakit.cli import build
 from lorakit.kit import Kit
 from lorakit.settings import Settings
+from lorakit.testing import PROMISES
 
 DOCS = Path(__file__).parents[2] / "docs"
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
@@ -229,6 +230,15 @@ def import_report() -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
+# Promises -----------------------------------------------------------------------------------------------
+
+
+def promises() -> str:
+    """Every promise of a family, what is tried, and what it means where it is broken."""
+    rows = [f"| {one} | {one.tried.__doc__} | {one.broken} |" for one in PROMISES]
+    return "\n".join(["| promise | what is tried | broken, it means |", "|---|---|---|", *rows])
+
+
 # Pages --------------------------------------------------------------------------------------------------
 
 MADE: Mapping[str, Callable[[], str]] = {
@@ -238,6 +248,7 @@ MADE: Mapping[str, Callable[[], str]] = {
     "events.md": event_pages,
     "hooks.md": hook_pages,
     "importing.md": import_report,
+    "plugins/promises.md": promises,
 }
 BEGIN = "<!-- made by `python -m tests.docs.reference`: begin -->"
 END = "<!-- made by `python -m tests.docs.reference`: end -->"

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from lorakit.cli.quiet import shown
+from lorakit.cli.quiet import shown, tracing
 from lorakit.errors import LorakitError
 from lorakit.kit import Kit
 from lorakit.version import __version__
@@ -30,8 +30,9 @@ def run(arguments: Sequence[str]) -> int:
     """The exit code of a command line."""
     try:
         options, rest = _before_the_command(arguments)
-        kit = Kit(without=options["without"], files=[Path(file) for file in options["plugin"]])
-        code = build(kit).main(args=rest, prog_name="lorakit", standalone_mode=False)
+        with tracing():
+            kit = Kit(without=options["without"], files=[Path(file) for file in options["plugin"]])
+            code = build(kit).main(args=rest, prog_name="lorakit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except LorakitError as error:
         click.echo(f"error: {shown(str(error))}", err=True)
@@ -86,6 +87,7 @@ def _own_commands() -> tuple[click.Command, ...]:
         inspect,
         lists,
         plans,
+        plugins,
         recover,
         runs,
     )
@@ -109,7 +111,8 @@ def _own_commands() -> tuple[click.Command, ...]:
         calibrate.calibrate,
         lists.families,
         lists.presets,
-        lists.plugins,
+        plugins.plugins,
+        plugins.new_plugin,
         lists.schema,
     )
 

@@ -1,16 +1,13 @@
-"""Commands that list what there is: families, presets, plugins, and the schema of the configuration."""
+"""Commands that list what there is: families, presets, and the schema of the configuration."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import click
-import pluggy
 
 from lorakit.kit import Kit
-from lorakit.plugins import manager
 
 
 @click.command()
@@ -29,7 +26,7 @@ def families(kit: Kit, as_json: bool) -> None:
         for name, family in kit.shelves.families.items()
         for variant, about in family.variants.items()
     ]
-    _show(rows, as_json, "no family is installed")
+    show(rows, as_json, "no family is installed")
 
 
 @click.command()
@@ -49,25 +46,7 @@ def presets(kit: Kit, family: str | None, as_json: bool) -> None:
         for name, path in kit.shelves.presets.items()
         if family in (None, name.partition("/")[0])
     ]
-    _show(rows, as_json, "there are no presets")
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_obj
-def plugins(kit: Kit, as_json: bool) -> None:
-    """List the plugins with their hooks and what they bring."""
-    pm = manager(kit.plugins)
-    rows = [
-        {
-            "plugin": plugin.name,
-            "version": plugin.version or "-",
-            "hooks": ", ".join(sorted(caller.name for caller in _hooks(pm, plugin.module))) or "-",
-            "brings": ", ".join(_nouns(kit, plugin.name)) or "-",
-        }
-        for plugin in kit.plugins
-    ]
-    _show(rows, as_json, "there are no plugins")
+    show(rows, as_json, "there are no presets")
 
 
 @click.command()
@@ -78,34 +57,13 @@ def schema() -> None:
     click.echo(config.schema(), nl=False)
 
 
-def _hooks(pm: pluggy.PluginManager, module: object) -> Sequence[pluggy.HookCaller]:
-    return pm.get_hookcallers(module) or ()
-
-
-def _nouns(kit: Kit, owner: str) -> list[str]:
-    shelves = kit.shelves
-    return [
-        f"{shelf.kind} {name}"
-        for shelf in (
-            shelves.families,
-            shelves.schedulers,
-            shelves.quantizers,
-            shelves.optimizers,
-            shelves.importers,
-            shelves.trackers,
-            shelves.presets,
-        )
-        for name in shelf
-        if shelf.owner(name) == owner
-    ]
-
-
 def _first_comment(text: str) -> str:
     first = text.lstrip().splitlines()[0] if text.strip() else ""
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
-def _show(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
+def show(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
+    """Print rows as a table, or as JSON."""
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return

@@ -9,6 +9,7 @@ import click
 from lorakit.cli import options
 from lorakit.errors import ConfigError
 from lorakit.kit import Kit
+from lorakit.last_plan import remember
 
 if TYPE_CHECKING:
     from lorakit.estimate.figures import Estimate
@@ -38,10 +39,11 @@ def plan(
 ) -> int:
     """Show what a run would do and take: settings with who decided them and why, arithmetic, memory, time.
 
-    Takes the options of train, and says for which GPU. Nothing is loaded and nothing is written. What is printed is
+    Takes the options of train, and says for which GPU. Nothing is loaded, and no run is made. What is printed is
     TOML: saved to a file and given with --config, it means the same run.
     """
     made = kit.plan(options.request(kit, given))
+    remember(made)
     estimate = kit.estimate(made, gpu=gpu, memory=memory, price=price, hours=hours)
     if estimate is None or estimate.duration is None:
         _refuse_without_time(estimate, price, hours, made)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from lorakit.secret import redacted
 
@@ -25,3 +30,27 @@ def hush() -> None:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Where LORAKIT_TRACE is set, every hook call with its answer is shown on the error output."""
+    if os.environ.get("LORAKIT_TRACE", "0") in ("", "0"):
+        yield
+        return
+    log, handler = logging.getLogger("lorakit.hooks"), _Shown(sys.stderr)
+    level = log.level
+    log.setLevel(logging.DEBUG)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _Shown(logging.StreamHandler[TextIO]):
+    """Writes what a terminal may have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(f"hook: {record.getMessage()}")

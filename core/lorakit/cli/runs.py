@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lorakit.checks import TOY
 from lorakit.cli import STOPPED, options, plans
 from lorakit.cli.quiet import hush
 from lorakit.control import Control
 from lorakit.kit import Kit
+from lorakit.last_plan import remember
 
 if TYPE_CHECKING:
     from lorakit.events import Event
@@ -43,9 +45,12 @@ def train(kit: Kit, /, as_json: bool, trackers: tuple[str, ...], tensorboard: bo
     Ctrl-C stops after the update under way, with everything saved; `lorakit resume` goes on from there.
     """
     plan = kit.plan(options.request(kit, given))
+    remember(plan)
     control = Control()
     if not as_json and not plan.errors:
         _introduce(plan)
+    if plan.settings.model.source == TOY and not plan.errors:
+        hush()  # a toy is written, by the model libraries, before the first event
     with stopping(control, as_json):
         return read(kit.train(plan, control, trackers=chosen(trackers, tensorboard)), readers_of(as_json))
 

@@ -32,7 +32,7 @@ NAMINGS = {
 COMFYUI = re.compile(
     r"^(transformer\..+"
     r"|text_encoder(_2)?\.text_model\.encoder\.layers\..+"
-    r"|lora_unet_(input_blocks|middle_block|output_blocks)_.+"
+    r"|lora_unet_(input_blocks|middle_block|output_blocks|down_blocks|mid_block|up_blocks)_.+"
     r"|lora_te[12]_text_model_encoder_layers_.+)$"
 )
 

@@ -93,9 +93,9 @@ def test_streamed_weights_equal_from_pretrained_bit_for_bit(plan_for, context_fo
     assert all(torch.equal(found[name], one) and found[name].dtype == one.dtype for name, one in wanted.items())
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-fast", "int4", "int2"])
-def test_every_quantized_base_is_taught(kit, plan_for, name):
-    plan = plan_for(quantization={"name": name}, train={"updates": 2, "gradient_checkpointing": True})
+def test_a_quantized_base_is_taught_with_recomputation(kit, plan_for):
+    """On every other quantized base without it, in tests/plugins/test_promises.py."""
+    plan = plan_for(quantization={"name": "int4"}, train={"updates": 2, "gradient_checkpointing": True})
     events = list(kit.train(plan))
     notes = [event.note for event in events if isinstance(event, PhaseFinished) and event.phase == "quantize"]
     assert notes == ["192 layers"]
