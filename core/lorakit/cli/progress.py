@@ -101,21 +101,8 @@ class Progress:
                 self._say(f"paused       after update {event.update}", "yellow")
             case RunContinued():
                 self._say(f"goes on      after {duration(event.seconds)}")
-            case RunStopped():
-                self.close()
-                self._alarms()
-                self._say(f"stopped      {event.reason}, after update {event.update}")
-                self._say(f"go on with   lorakit resume {event.folder}")
-            case RunFinished():
-                self.close()
-                self._alarms()
-                self._say(f"proof        {event.proof}", "green")
-                self._say(f"file         {event.lora}", "green")
-                if event.workflow:
-                    self._say(f"workflow     {event.workflow}")
-                if (page := Path(event.folder) / REPORT).is_file():
-                    self._say(f"report       {page} (`lorakit pick {event.folder}` recommends a checkpoint)")
-                self._say(f"done         {event.update} updates in {duration(event.seconds)}")
+            case RunStopped() | RunFinished():
+                self._end(event)
             case PictureDrawn():
                 if not event.kept:
                     self._say(f"  picture    {event.path} (strength {event.strength:g}, seed {event.seed})")
@@ -126,6 +113,21 @@ class Progress:
                 self._recovery(event)
             case _:
                 pass
+
+    def _end(self, event: RunStopped | RunFinished) -> None:
+        self.close()
+        self._alarms()
+        if isinstance(event, RunStopped):
+            self._say(f"stopped      {event.reason}, after update {event.update}")
+            self._say(f"go on with   lorakit resume {event.folder}")
+            return
+        self._say(f"proof        {event.proof}", "green")
+        self._say(f"file         {event.lora}", "green")
+        if event.workflow:
+            self._say(f"workflow     {event.workflow}")
+        if (page := Path(event.folder) / REPORT).is_file():
+            self._say(f"report       {page} (`lorakit pick {event.folder}` recommends a checkpoint)")
+        self._say(f"done         {event.update} updates in {duration(event.seconds)}")
 
     def _recovery(self, event: LayerRecovered | RecoveryStopped | RecoveryFinished) -> None:
         match event:
