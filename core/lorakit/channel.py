@@ -84,8 +84,7 @@ def reachable(run: Path, control: Control) -> Iterator[str]:
         over.set()
         listener.join()
         _answer_all(folder, None, {})
-        with contextlib.suppress(OSError):
-            (folder / RUN).unlink(missing_ok=True)
+        _remove(folder / RUN)
         _tidy(folder)
 
 
@@ -238,6 +237,15 @@ def _write(path: Path, table: dict[str, Any]) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file; Windows refuses that while somebody reads it, which is soon over."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            return
+        time.sleep(LOOK / 4)
 
 
 def _tidy(folder: Path) -> None:

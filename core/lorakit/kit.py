@@ -277,7 +277,7 @@ class Kit:
 
     def _trackers(self, names: Iterable[str]) -> list[Part]:
         """The trackers of these names; PluginError where what one needs is not installed."""
-        found = [self.shelves.trackers.find(name, "trackers") for name in dict.fromkeys(names)]
+        found = [self.shelves.trackers.find(name, "trackers, or --track") for name in dict.fromkeys(names)]
         for part in found:
             lacking = [name for name in part.requires if find_spec(name) is None]
             if lacking:

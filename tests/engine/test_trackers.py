@@ -7,12 +7,23 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lorakit import Kit, Part, hookimpl, trackers
 from lorakit.cli import run as command_line
 from lorakit.control import Control
 from lorakit.errors import ConfigError, PluginError
-from lorakit.events import RunFinished, RunStarted, RunStopped, UpdateFinished, Warned
+from lorakit.events import (
+    Alarm,
+    PreviewDrawn,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    UpdateFinished,
+    Validated,
+    Warned,
+)
+from lorakit.trackers import VALIDATION
 
 SECRET = "swordfish-0123456789abcdef0123456789abcdef"
 SHORT = {
@@ -36,6 +47,60 @@ def train_stopped(kit, plan, name):
     assert isinstance(events[-1], RunFinished)
     assert [one for one in events if isinstance(one, Warned)] == []
     return events
+
+
+def told_stopped(kit, plan, name):
+    """The same without training: what such a run says, read by the tracker as it does it."""
+    when = iter(range(1, 99))
+
+    def event(made, **about):
+        return made(time=1e9 + next(when), **about)
+
+    def update(number):
+        figures = {"epoch": 1.0, "learning_rate": 1e-4, "grad_norm": 1.0, "seconds": 0.1, "memory": 5}
+        return event(UpdateFinished, update=number, passes=number, loss=0.5 / number, **figures)
+
+    def drawn(number):
+        path = plan.folder / "samples" / f"{number:06d}-0.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (90 * number, 0, 0)).save(path)
+        return event(PreviewDrawn, update=number, path=str(path), prompt=plan.settings.sampling.prompts[0])
+
+    about = {"folder": str(plan.folder), "name": "run", "device": "cpu"}
+    nothing = dict.fromkeys(VALIDATION)
+    first = [
+        event(RunStarted, **about),
+        update(1),
+        event(Alarm, kind="loss spike", update=1, message=f"hot {SECRET}"),
+        update(2),
+        drawn(2),
+        event(RunStopped, update=2, reason="lunch", folder=str(plan.folder)),
+    ]
+    second = [
+        event(RunStarted, **about, resumed_from=2),
+        update(3),
+        event(Validated, update=3, **{**nothing, "gap": 0.25}, **EMPTY),
+        drawn(3),
+        event(RunFinished, update=3, folder=str(plan.folder), lora="a.safetensors", proof="holds", seconds=1.0),
+    ]
+    part = kit.shelves.trackers[name]
+    for events in (first, second):
+        with (plan.folder / "events.jsonl").open("a") as journal:
+            journal.writelines(f"{one.to_json()}\n" for one in events)
+        assert list(trackers.tracked(iter(events), {name: lambda: part.resolve()(plan.folder, plan)})) == events
+    return [*first, *second]
+
+
+EMPTY = {
+    "loss_error": None,
+    "train_error": None,
+    "levels": (),
+    "loss_by_level": (),
+    "train_by_level": (),
+    "trigger_error": None,
+    "largest_layer": "",
+    "seconds": 0.1,
+}
 
 
 def losses(events):
@@ -86,7 +151,7 @@ def test_weights_and_biases(kit, make_plan, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setattr("sys.argv", ["lorakit", "--token", SECRET])
     plan = make_plan(**SHORT)
-    events = train_stopped(kit, plan, "wandb")
+    events = told_stopped(kit, plan, "wandb")
     told, ids, config = [], set(), {}
     for file in sorted((plan.folder / "wandb").glob("offline-run-*/*.wandb")):
         for record in records(file.read_bytes()):
@@ -111,7 +176,7 @@ def test_mlflow(kit, make_plan, monkeypatch, capfd):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     plan = make_plan(**SHORT)
-    events = train_stopped(kit, plan, "mlflow")
+    events = told_stopped(kit, plan, "mlflow")
     runs = plan.folder.parent
     with sqlite3.connect(runs / "mlflow.db") as database:
         metrics = database.execute("select value from metrics where key = 'train/loss' order by step").fetchall()
@@ -123,7 +188,9 @@ def test_mlflow(kit, make_plan, monkeypatch, capfd):
     assert params["sampling.prompts"] == "['a ring (hidden)']"
     assert status == ("run", "FINISHED")  # one run, stopped and resumed
     assert sorted(path.name for path in (runs / "mlflow").rglob("*.png")) == ["000002-0.png", "000003-0.png"]
-    assert [path.read_text() for path in (runs / "mlflow").rglob("notes.txt")] == ["stopped: lunch"]
+    assert [path.read_text() for path in (runs / "mlflow").rglob("notes.txt")] == [
+        "loss spike: hot (hidden)\nstopped: lunch"
+    ]
     holds_no_secret(runs / "mlflow")
     assert SECRET.encode() not in (runs / "mlflow.db").read_bytes()
     assert capfd.readouterr() == ("", "")
