@@ -23,6 +23,7 @@ KEPT: Mapping[str, tuple[str, ...]] = {
     "model": ("source", "config"),
     "scheduler": (),
     "quantization": (),
+    "speed": ("offload",),
     "train": ("precision", "resolution", "reference_resolution"),
     "text_encoder": ("template", "reference_resolution"),
     "sampling": ("prompts", "references", "negative", "guidance", "steps", "shift", "width", "height", "seed"),

@@ -169,7 +169,7 @@ def test_every_layer_of_a_file_is_put_on_its_own_place(kit, tmp_path, name):
     denoiser = family.denoiser(plan, Source(tmp_path, "the toy", torch.float32))
     pairs = made(family, scale=0.5)
     before = {layer: denoiser.module.get_submodule(layer.partition(".")[2]) for layer in pairs}
-    worn = Worn({denoiser.component: denoiser.module}, family, plan.settings.lora, pairs)
+    worn = Worn({denoiser.component: denoiser.module}, family, plan.settings.lora, pairs, torch.device("cpu"))
     for layer, pair in pairs.items():
         place = denoiser.module.get_submodule(layer.partition(".")[2])
         assert place.base is before[layer]

@@ -69,7 +69,8 @@ def opened(context: Context, first: Facts) -> Work[Studio]:
     if texts is None:
         encoder = yield from _kept(context)
     base = yield from load_base(context)
-    worn = Worn(_hosts(context, base, encoder, pairs), context.family, context.plan.settings.lora, pairs)
+    hosts = _hosts(context, base, encoder, pairs)
+    worn = Worn(hosts, context.family, context.plan.settings.lora, pairs, context.device)
     negative = sampling.negative
     subjects = [
         Subject(

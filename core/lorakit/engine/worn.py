@@ -21,9 +21,15 @@ class Worn:
     `hosts` are the models by component. A layer that the file put on has nothing for gets nothing.
     """
 
-    def __init__(self, hosts: Mapping[str, nn.Module], family: Family, settings: PlannedLora, layers: Pairs) -> None:
+    def __init__(
+        self,
+        hosts: Mapping[str, nn.Module],
+        family: Family,
+        settings: PlannedLora,
+        layers: Pairs,
+        device: torch.device,
+    ) -> None:
         plain = settings.model_copy(update={"alpha": float(settings.rank), "dropout": 0.0})  # scales are in the pairs
-        device = next(next(iter(hosts.values())).parameters()).device
         flat = nn.Parameter(torch.zeros(0, device=device), requires_grad=False)
         self.adapter = Adapter({}, flat, (), hosts, plain)
         self._places: dict[str, LoraLinear] = {}
