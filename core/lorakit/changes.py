@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lorakit import config
+from lorakit import config, gpus, launched
 from lorakit.config import Layer, Table, leaves
 from lorakit.errors import RunError
 from lorakit.family import Family
 from lorakit.plan import DERIVED, Plan
 from lorakit.request import Request
 
-OPEN = ("train.updates", "train.epochs", "sampling.", "save.")
-"""Settings, and beginnings of settings, that may change."""
+OPEN = ("train.updates", "train.epochs", "train.timeout", "sampling.", "save.")
+"""Settings, and beginnings of settings, that may change; so may `train.gpus`, as long as all of them take as much."""
 
 PLACES = ("name", "output")
 """Settings that say where the run lies, which follow it when it is moved."""
@@ -21,13 +21,13 @@ PLACES = ("name", "output")
 
 def fixed(plan: Plan) -> dict[str, Any]:
     """The settings that a run keeps for its whole life, by dotted name, as JSON values."""
-    found = leaves(plan.settings.model_dump(mode="json"))
-    return {name: value for name, value in found if not name.startswith(OPEN) and name not in PLACES}
+    found = gpus.together(dict(leaves(plan.settings.model_dump(mode="json"))))
+    return {name: value for name, value in found.items() if not name.startswith(OPEN) and name not in PLACES}
 
 
 def refuse_changed(plan: Plan, then: Mapping[str, Any]) -> None:
     """Raise RunError where a setting of the plan that may not change is not what it was `then`, naming each."""
-    now = fixed(plan)
+    now, then = fixed(plan), gpus.together(then)
     told = [
         f"{name} = {now[name]!r}, and {was!r} then" for name, was in then.items() if name in now and now[name] != was
     ]
@@ -39,6 +39,20 @@ def refuse_changed(plan: Plan, then: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_other(plan: Plan, begun: Plan) -> None:
+    """Raise RunError where the plan is not that of the run that was begun in its folder, whatever number of GPUs."""
+    refuse_changed(plan, {name: value for name, value in fixed(begun).items() if name != gpus.BATCH})
+
+
+def on_gpus(plan: Plan, changes: Sequence[Layer]) -> Sequence[Layer]:
+    """The changes, and what as many GPUs as were asked for, or started, mean for the plan's run."""
+    said = {name: value for layer in changes for name, value in leaves(layer.table)}
+    wanted = said.get("train.gpus", launched.count())
+    if wanted in (None, plan.settings.train.gpus) or "train.batch_size" in said:
+        return changes
+    return (*changes, Layer(gpus.others(plan, wanted), "the number of GPUs"))
+
+
 def asked_again(plan: Plan, changes: Sequence[Layer], family: Family) -> Request:
     """The request that means the plan, with changes over it."""
     table: Table = plan.settings.model_dump(mode="json", exclude_none=True)
@@ -46,7 +60,9 @@ def asked_again(plan: Plan, changes: Sequence[Layer], family: Family) -> Request
         choice = plan.choices.get(f"train.{name}")
         if choice and choice.because == DERIVED:
             del table["train"][name]
-    said = {name for layer in changes for name, _ in leaves(layer.table)}
+    said = {name: value for layer in changes for name, value in leaves(layer.table)}
+    if said.get("train.gpus") == 1:  # one process waits for no other
+        table["train"].pop("timeout", None)
     if "sampling.prompts" in said:  # the references were those of other prompts
         table["sampling"].pop("references", None)
     return config.over(Layer(table, str(plan.folder / "plan.json")), changes, family)

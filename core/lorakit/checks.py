@@ -49,10 +49,10 @@ def _captions(plan: Plan, family: Family, dataset: Dataset) -> Iterator[Problem]
 
 
 def _data(plan: Plan) -> Iterator[Problem]:
+    sums = plan.arithmetic
     if not plan.settings.data:
         yield Problem(NO_PICTURES, "error")
-    elif plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size > plan.arithmetic.passes_per_epoch:
-        short = plan.arithmetic.batches_per_epoch * plan.settings.train.batch_size - plan.arithmetic.passes_per_epoch
+    elif short := sums.batches_per_epoch * plan.settings.train.global_batch - sums.passes_per_epoch:
         yield Problem(
             f"batches are not all full: {short} places stay empty per epoch, because the last batch of each shape "
             "takes what is left"

@@ -71,6 +71,14 @@ class NotFiniteError(TrainingError):
     """The loss or a gradient is no finite number; nothing was changed by it."""
 
 
+class StallError(TrainingError):
+    """A process of several was lost, or fell silent; the others stopped."""
+
+
+class ProcessError(TrainingError):
+    """Another process of several failed; the first process tells of it, the others keep quiet."""
+
+
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if text.endswith((".", "!", "?", ":")) else text + "."

@@ -74,7 +74,7 @@ def arithmetic(plan: Plan) -> list[str]:
     return [
         f"pictures     {sums.images}, with their repeats {count(sums.passes_per_epoch, 'pass')} an epoch{seen}",
         f"shapes       {shapes}{more}",
-        f"an update    batches of {settings.train.batch_size} x {settings.train.accumulation} accumulated"
+        f"an update    batches of {_batch(plan)} x {settings.train.accumulation} accumulated"
         f" = {count(sums.effective_batch, 'pass')}",
         f"an epoch     {count(sums.passes_per_epoch, 'pass')} in {count(sums.batches_per_epoch, 'batch')}"
         f" = {count(sums.updates_per_epoch, 'update')}",
@@ -84,6 +84,11 @@ def arithmetic(plan: Plan) -> list[str]:
         f"validation   {_validated(plan)}",
         f"the file     {plan.folder / settings.name}.safetensors",
     ]
+
+
+def _batch(plan: Plan) -> str:
+    train = plan.settings.train
+    return f"{train.batch_size}" if train.gpus == 1 else f"{train.batch_size} on each of {train.gpus} GPUs"
 
 
 def _validated(plan: Plan) -> str:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit import launched
 from lorakit import plugins as finding
 from lorakit.control import Control
 from lorakit.errors import ConfigError, PluginError
@@ -121,9 +122,16 @@ class Kit:
     def train(self, plan: Plan, control: Control | None = None, *, trackers: Iterable[str] = ()) -> Iterator[Event]:
         """Carry the plan out; the run stops, saved, when the iterator is closed or `control.stop()` is called.
 
-        `trackers` name where the run is shown too; one that fails becomes a warning.
+        `trackers` name where the run is shown too; one that fails becomes a warning. Of several processes the first
+        yields the events. Where torchrun started them anew, the run goes on.
         """
+        from lorakit.history import PLAN
+
         _refuse(plan.errors)
+        if launched.restarts() and (plan.folder / PLAN).is_file():
+            from lorakit.engine.run_folder import unfinished
+
+            return self.resume(plan.folder, control, trackers=trackers) if unfinished(plan) else iter(())
         from lorakit.engine.starts import train
 
         found = self._trackers(trackers)
@@ -141,13 +149,20 @@ class Kit:
 
         `changes` are planned anew over what the run was planned with; RunError names what may not change.
         """
-        found = self._trackers(trackers)
-        from lorakit.engine.run_folder import read_plan
         from lorakit.engine.starts import resume
 
-        plan, told = self._changed(read_plan(folder), tuple(changes))
+        found = self._trackers(trackers)
+        plan, told = self.resumed(folder, changes)
         events = resume(folder, plan, self.shelves, control or Control(), told)
         return self._observed(plan, _reported(plan, events), found)
+
+    def resumed(self, folder: Path, changes: Iterable[Layer] = ()) -> tuple[Plan, tuple[str, ...]]:
+        """The plan that the run in `folder` goes on with, and each change in words; nothing is written."""
+        from lorakit.changes import on_gpus
+        from lorakit.engine.run_folder import read_plan
+
+        begun = read_plan(folder)
+        return self._changed(begun, on_gpus(begun, tuple(changes)))
 
     def _changed(self, plan: Plan, changes: Sequence[Layer]) -> tuple[Plan, tuple[str, ...]]:
         """The plan with changes, and each of them in words."""
@@ -178,6 +193,8 @@ class Kit:
         from lorakit.checks import NO_PICTURES
 
         _refuse([problem for problem in plan.errors if problem.message != NO_PICTURES])
+        if plan.settings.train.gpus > 1:
+            raise ConfigError("a recovery adapter is made on one GPU", fix="Leave train.gpus out, and torchrun.")
         if plan.settings.quantization.name == "none":
             raise ConfigError("full precision needs no recovery", fix="Name a quantization: int8, int4 or int2.")
         if plan.settings.quantization.recovery is not None:

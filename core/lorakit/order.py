@@ -21,9 +21,9 @@ AHEAD = 64
 class Arithmetic:
     """The whole arithmetic of a run, in the units of one another.
 
-    A pass is one picture through the model, a batch several at once, an update one step of the optimizer after
-    `accumulation` batches, an epoch every picture with its repeats once. `references` are counted over `images`,
-    `letters` are those of a caption as shown, on average.
+    A pass is one picture through the model, a batch several at once on all GPUs together, an update one step of the
+    optimizer after `accumulation` batches, an epoch every picture with its repeats once. `references` are counted over
+    `images`, `letters` are those of a caption as shown, on average.
     """
 
     images: int
@@ -47,7 +47,7 @@ def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
 
 def arithmetic(dataset: Dataset, train: PlannedTrain, seed: int) -> Arithmetic:
     """The run's arithmetic; `train.updates` and `train.epochs` agree already."""
-    batches = batches_per_epoch(dataset, train.batch_size)
+    batches = batches_per_epoch(dataset, train.global_batch)
     total = min(train.updates * train.accumulation, max(1, round(train.epochs * batches))) if batches else 0
     return Arithmetic(
         images=len(dataset.samples),
@@ -57,8 +57,8 @@ def arithmetic(dataset: Dataset, train: PlannedTrain, seed: int) -> Arithmetic:
         batches=total,
         updates=train.updates,
         epochs=train.epochs,
-        passes=_passes(dataset, train.batch_size, seed, total),
-        effective_batch=train.batch_size * train.accumulation,
+        passes=_passes(dataset, train.global_batch, seed, total),
+        effective_batch=train.global_batch * train.accumulation,
         buckets=tuple((str(bucket), count) for bucket, count in dataset.buckets().items()),
         references=sum(len(sample.references) for sample in dataset.samples),
         letters=round(sum(len(one.caption) * one.repeats for one in dataset.samples) / max(1, dataset.passes)),
@@ -103,12 +103,26 @@ class Turn:
     epoch: int
 
 
+def share(turn: Turn, number: int, count: int) -> Turn:
+    """What process `number` of `count` takes of a batch: shares differ by one picture at most, and may be empty.
+
+    Passes keep their numbers, and with them their draws, however many processes there are.
+    """
+    first, end = (-(-len(turn.samples) * place // count) for place in (number, number + 1))
+    return Turn(turn.samples[first:end], turn.first_pass + first, turn.epoch)
+
+
+def first_share(dataset: Dataset, train: PlannedTrain, seed: int) -> Turn:
+    """What the first process takes of the first batch of all."""
+    return share(next(turns(dataset, train, seed))[0], 0, train.gpus)
+
+
 def turns(dataset: Dataset, train: PlannedTrain, seed: int, start: int = 0) -> Iterator[Sequence[Turn]]:
     """The batches of every update after update `start`, `accumulation` of them each; the last may have fewer.
 
     Passes are numbered through the run, so draws that depend on the number do not depend on how passes are batched.
     """
-    stream = _stream(dataset, train.batch_size, seed, start * train.accumulation)
+    stream = _stream(dataset, train.global_batch, seed, start * train.accumulation)
     rest = arithmetic(dataset, train, seed).batches - start * train.accumulation
     while rest > 0:
         size = min(train.accumulation, rest)

@@ -33,6 +33,12 @@ class PlannedTrain(Train):
     updates: int
     epochs: float
     resolution: int
+    gpus: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        """Pictures that all GPUs together take at once."""
+        return self.gpus * self.batch_size
 
 
 class PlannedScheduler(Scheduler):

@@ -12,7 +12,7 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel, ValidationError
 
-from lorakit import __version__, checks, validation
+from lorakit import __version__, checks, gpus, validation
 from lorakit.config import explain, leaves
 from lorakit.dataset import Dataset, Sizing, index
 from lorakit.errors import ConfigError, PluginError
@@ -63,6 +63,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     sizing = _sizing(draft, family)
     held_out = checks.held_out(request)
     dataset = validation.split(index(data, sizing), held_out, request.settings.seed)
+    gpus.decide(request, draft.put)
     _fill_length(draft, dataset)
     _fill_validation(draft, dataset, data)
     _fill_previews(draft, family, dataset, sizing)
@@ -226,7 +227,7 @@ def _fill_length(draft: Draft, dataset: Dataset) -> None:
     why = DERIVED
     if updates is None and epochs is None:
         epochs, why = 10.0, "neither updates nor epochs are set"
-    batches = batches_per_epoch(dataset, train.batch_size)
+    batches = batches_per_epoch(dataset, draft.table["train"]["gpus"] * train.batch_size)
     agreed, meant = agree(updates, epochs, batches, train.accumulation)
     for name, given, value in (("updates", updates, agreed), ("epochs", epochs, meant)):
         origin = origins[name] if given is not None else None

@@ -124,7 +124,13 @@ class Train(Section):
         description="Side in pixels of a square of the area that reference pictures are brought to. "
         "Default: the variant's.",
     )
-    batch_size: int = Field(1, ge=1, le=4096, description="Pictures per pass through the model.")
+    gpus: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Processes that train together, one for each GPU. Default: as many as torchrun started, else 1.",
+    )
+    batch_size: int = Field(1, ge=1, le=4096, description="Pictures per pass through the model, on each GPU.")
     accumulation: int = Field(1, ge=1, le=4096, description="Passes whose gradients are averaged into one update.")
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="Number format of the frozen base and its activations; adapter weights are always fp32."
@@ -141,6 +147,13 @@ class Train(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients longer than this are shortened to it; 0 never.")
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass instead of keeping them: slower, far less memory."
+    )
+    timeout: int | None = Field(
+        None,
+        ge=5,
+        le=604_800,
+        description="Seconds without a sign of life from one of several processes after which the others give it up, "
+        "and stop (only with several GPUs). Default: 1800.",
     )
     ema: float = Field(
         0.0, ge=0, lt=1, description="Decay of a running average of the adapter, which is then what is saved; 0 is off."

@@ -28,7 +28,7 @@ def dataset(*pictures):
 def lasting(data, epochs=None, updates=None, batch_size=1, accumulation=1):
     """What a plan's [train] says of length."""
     agreed, meant = agree(updates, epochs, batches_per_epoch(data, batch_size), accumulation)
-    return SimpleNamespace(updates=agreed, epochs=meant, batch_size=batch_size, accumulation=accumulation)
+    return SimpleNamespace(updates=agreed, epochs=meant, global_batch=batch_size, accumulation=accumulation)
 
 
 DATASETS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, max_size=8).map(lambda p: dataset(*p))

@@ -12,8 +12,9 @@ from typing import NoReturn
 
 import click
 
+from lorakit import launched
 from lorakit.cli.quiet import shown, tracing
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, ProcessError
 from lorakit.kit import Kit
 from lorakit.version import __version__
 
@@ -35,7 +36,8 @@ def run(arguments: Sequence[str]) -> int:
             code = build(kit).main(args=rest, prog_name="lorakit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except LorakitError as error:
-        click.echo(f"error: {shown(str(error))}", err=True)
+        if not isinstance(error, ProcessError) or not launched.number():
+            click.echo(f"error: {shown(str(error))}", err=True)
         return error.exit_code
     except click.NoSuchOption as error:
         error.show()

@@ -89,7 +89,7 @@ def _asked(kit: Kit, given: dict[str, Any]) -> Asked:
     return Asked(
         tables=[PlannedData.model_validate(one) for one in tables],
         sizing=family.planned_sizing(settings),
-        batch_size=settings.train.batch_size,
+        batch_size=settings.train.global_batch,
         trigger=settings.trigger,
         prompts=request.settings.sampling.prompts or (),
         advice=family.caption_advice,

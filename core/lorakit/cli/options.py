@@ -48,6 +48,10 @@ def settings(function: Function) -> Function:
     return function
 
 
+gpus = click.option("--gpus", metavar="N", type=click.IntRange(min=1), help="GPUs that train together, by torchrun.")
+"""For commands that train, or tell of training."""
+
+
 def request(kit: Kit, options: dict[str, Any]) -> Request:
     """What the options ask for; `--set` overrides options, options override the file, the file the preset."""
     return kit.request(*layers(kit, options.pop("config"), options.pop("sets"), options))
@@ -65,7 +69,7 @@ def layers(kit: Kit, file: Path | None, sets: Sequence[str], options: dict[str, 
         found.append(Layer({"model": {"source": options["source"]}}, "--source"))
     if options.get("data"):
         found.append(Layer({"data": [{"folder": folder} for folder in options["data"]]}, "--data"))
-    return found + changes(sets)
+    return found + changes(sets, options.get("gpus"))
 
 
 def _file(kit: Kit, file: Path, options: dict[str, Any]) -> list[Layer]:
@@ -92,11 +96,12 @@ def _file(kit: Kit, file: Path, options: dict[str, Any]) -> list[Layer]:
     return imported()
 
 
-def changes(sets: Sequence[str]) -> list[Layer]:
-    """What each `--set` says."""
-    if not sets:
+def changes(sets: Sequence[str], gpus: int | None = None) -> list[Layer]:
+    """What `--gpus` and each `--set` say."""
+    if not sets and gpus is None:
         return []
     from lorakit import config
     from lorakit.config import Layer
 
-    return [Layer(config.parse_set(text), f"--set {text}") for text in sets]
+    said = [] if gpus is None else [Layer({"train": {"gpus": gpus}}, "--gpus")]
+    return said + [Layer(config.parse_set(text), f"--set {text}") for text in sets]

@@ -21,9 +21,10 @@ COLOURS = {"error": "red", "warning": "yellow"}
 
 @click.command()
 @options.settings
+@options.gpus
 @click.option("--gpu", metavar="NAME", help="GPU to estimate for, as 4090, L40S or H100.")
 @click.option("--memory", metavar="GB", type=POSITIVE, help="GPU memory to plan for, over the card's own.")
-@click.option("--price", metavar="AMOUNT", type=POSITIVE, help="What an hour costs, in any currency.")
+@click.option("--price", metavar="AMOUNT", type=POSITIVE, help="What an hour of all GPUs costs, in any currency.")
 @click.option("--hours", metavar="HOURS", type=POSITIVE, help="Hours there are: are they enough?")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, with the estimate in it.")
 @click.pass_obj

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lorakit import launched
 from lorakit.checks import TOY
 from lorakit.cli import STOPPED, options, plans
 from lorakit.cli.quiet import hush
@@ -36,6 +38,7 @@ def track(function: Function) -> Function:
 
 @click.command()
 @options.settings
+@options.gpus
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, and nothing else.")
 @track
 @click.pass_obj
@@ -45,9 +48,12 @@ def train(kit: Kit, /, as_json: bool, trackers: tuple[str, ...], tensorboard: bo
     Ctrl-C stops after the update under way, with everything saved; `lorakit resume` goes on from there.
     """
     plan = kit.plan(options.request(kit, given))
-    remember(plan)
+    if not launched.number():
+        remember(plan)
+    if plan.settings.train.gpus > 1 and not launched.together() and not plan.errors:
+        return launch(plan.settings.train.gpus)
     control = Control()
-    if not as_json and not plan.errors:
+    if not as_json and not plan.errors and not launched.number():
         _introduce(plan)
     if plan.settings.model.source == TOY and not plan.errors:
         hush()  # a toy is written, by the model libraries, before the first event
@@ -58,21 +64,39 @@ def train(kit: Kit, /, as_json: bool, trackers: tuple[str, ...], tensorboard: bo
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--set", "-s", "sets", multiple=True, metavar="KEY=VALUE", help="Change a setting, train.updates=900.")
+@options.gpus
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, and nothing else.")
 @track
 @click.pass_obj
 def resume(
-    kit: Kit, /, run: Path, sets: tuple[str, ...], as_json: bool, trackers: tuple[str, ...], tensorboard: bool
+    kit: Kit,
+    /,
+    run: Path,
+    sets: tuple[str, ...],
+    gpus: int | None,
+    as_json: bool,
+    trackers: tuple[str, ...],
+    tensorboard: bool,
 ) -> int:
     """Go on with the run in folder RUN, from its newest whole checkpoint.
 
     How long the run is, its previews and what it saves may be changed with --set; with more updates or epochs, a
-    finished run goes on.
+    finished run goes on. On another number of GPUs the same pictures come together as before.
     """
     control = Control()
-    changes = options.changes(sets)
+    changes = options.changes(sets, gpus)
+    wanted = kit.resumed(run, changes)[0].settings.train.gpus
+    if wanted > 1 and not launched.together():
+        return launch(wanted)
     with stopping(control, as_json):
         return read(kit.resume(run, control, changes, trackers=chosen(trackers, tensorboard)), readers_of(as_json))
+
+
+def launch(count: int) -> int:
+    """The exit code of this very command line, carried out by `count` processes under torchrun."""
+    from lorakit.engine.torchrun import torchrun
+
+    return torchrun(count, sys.argv[1:])
 
 
 def _introduce(plan: Plan) -> None:
@@ -92,6 +116,8 @@ def chosen(trackers: tuple[str, ...], tensorboard: bool) -> tuple[str, ...]:
 
 def readers_of(as_json: bool) -> list[Reader]:
     """Who reads a run's events: a program, or a person."""
+    if launched.number():
+        return []  # the first process tells of what all do
     if as_json:
         return [_JsonLines()]
     from lorakit.cli.progress import Progress
@@ -115,7 +141,8 @@ def read(events: Iterator[Event], readers: list[Reader]) -> int:
     from lorakit.events import DrawingStopped, RecoveryStopped, RunStopped
 
     gc.enable()
-
+    if launched.number():  # nothing comes from there that says when the model libraries are loaded
+        hush()
     code = 0
     try:
         for event in events:
@@ -133,14 +160,22 @@ def read(events: Iterator[Event], readers: list[Reader]) -> int:
 
 @contextmanager
 def stopping(control: Control, quiet: bool) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM stops the run gently; the second one at once."""
+    """The first Ctrl-C or SIGTERM stops the run gently; the second one at once.
+
+    One of several processes gets the same signal from the terminal, from torchrun and from a scheduler, and torchrun
+    ends it where it takes too long: later ones mean nothing there.
+    """
+
+    once_more = "" if launched.together() else "; once more to stop at once"
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if control.stopping and launched.together():
+            return
         if control.stopping:
             raise KeyboardInterrupt
         control.stop(signal.Signals(number).name)
-        if not quiet:
-            click.echo("\nstopping after what is under way; once more to stop at once", err=True)
+        if not quiet and not launched.number():
+            click.echo("\nstopping after what is under way" + once_more, err=True)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

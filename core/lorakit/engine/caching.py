@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from lorakit.engine import memory, pixels
 from lorakit.engine.cache import Cache
 from lorakit.engine.parts import Conditions, ImageCoder, Text, TextEncoder, Words
 from lorakit.engine.phases import Context, Work, phase
+from lorakit.engine.ranks import Thing
 from lorakit.errors import DataError
 from lorakit.plan import Plan
 from lorakit.validation import exam
@@ -33,6 +36,38 @@ class Scene:
 
     prompt: str
     references: tuple[Reference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt(Generic[Thing]):
+    """What is wanted of the cache and missing, and which of it this process makes; it makes all where it is alone."""
+
+    context: Context
+    wanted: Sequence[Thing]
+    missing: Sequence[Thing]
+    own: Sequence[Thing]
+    known: Callable[[Thing], bool]
+
+    @staticmethod
+    def of(context: Context, wanted: Sequence[Thing], known: Callable[[Thing], bool]) -> Dealt[Thing]:
+        """Dealt by place among all that is wanted, for what is missing changes while others look."""
+        own = context.ranks.dealt(range(len(wanted)))
+        missing = [place for place, one in enumerate(wanted) if not known(one)]
+        mine = [wanted[place] for place in missing if place in own]
+        return Dealt(context, wanted, [wanted[place] for place in missing], mine, known)
+
+    def done(self, make: Callable[[Sequence[Thing]], Iterator[str]]) -> Iterator[str]:
+        """Make what is this process' own, and what others made that cannot be seen from here."""
+        yield from make(self.own)
+        self.context.ranks.meet()
+        if len(self.own) < len(self.missing):
+            yield from make([one for one in self.missing if one not in self.own and not self.known(one)])
+
+    def note(self) -> str:
+        """What came of it, in words."""
+        count = self.context.ranks.count
+        by = "" if count == 1 else f" by {count} processes"
+        return f"{len(self.missing)} encoded{by}, {len(self.wanted) - len(self.missing)} reused"
 
 
 # -- text --------------------------------------------------------------------------------------------------------
@@ -86,13 +121,8 @@ def cache_text(context: Context, dataset: Dataset, scenes: Sequence[Scene]) -> W
     """Encode every text that is not in the cache; the encoder is loaded only if there is one, and freed."""
     store = TextStore(context)
     wanted = words(context.plan, dataset, scenes)
-    missing = [one for one in wanted if store.key(one) not in context.cache]
-    yield from phase(
-        "cache text",
-        len(missing),
-        _encode_text(context, store, missing),
-        lambda: f"{len(missing)} encoded, {len(wanted) - len(missing)} reused",
-    )
+    work = Dealt.of(context, wanted, lambda one: store.key(one) in context.cache)
+    yield from phase("cache text", len(work.own), work.done(lambda some: _encode_text(context, store, some)), work.note)
     return store
 
 
@@ -183,16 +213,12 @@ def cache_images(
     """Encode every picture that is not in the cache; the coder is kept for previews, if there are any."""
     store = LatentStore(context)
     wanted = frames(dataset, scenes)
-    missing = [picture for picture in wanted if store.key(picture) not in context.cache]
-    coder = context.family.image_coder(context.plan, context.source) if missing or scenes else None
+    work = Dealt.of(context, wanted, lambda one: store.key(one) in context.cache)
+    coder = context.family.image_coder(context.plan, context.source) if work.missing or scenes else None
     if coder is not None:
         coder.module.requires_grad_(False).eval()
-    yield from phase(
-        "cache images",
-        len(missing),
-        _encode_images(context, store, missing, coder),
-        lambda: f"{len(missing)} encoded, {len(wanted) - len(missing)} reused",
-    )
+    encode = partial(_encode_images, context, store, coder=coder)
+    yield from phase("cache images", len(work.own), work.done(encode), work.note)
     if coder is not None and context.device.type != "cpu":
         coder.module.to("cpu")
         memory.release()
@@ -200,7 +226,7 @@ def cache_images(
 
 
 def _encode_images(
-    context: Context, store: LatentStore, missing: Sequence[Framed], coder: ImageCoder | None
+    context: Context, store: LatentStore, missing: Sequence[Framed], *, coder: ImageCoder | None
 ) -> Iterator[str]:
     if coder is None or not missing:
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorakit.alarms import Watch
 from lorakit.engine import preview
+from lorakit.engine.cache import write_atomically
 from lorakit.engine.loop import Trainer
 from lorakit.engine.phases import Context
 from lorakit.events import Event, PreviewDrawn
@@ -31,9 +32,10 @@ class Gallery:
         settings, update = self.context.plan.settings, self.trainer.updates
         last, every = update == settings.train.updates, settings.sampling.every
         if every and (last or is_due(update, every, self.context.plan.arithmetic, settings.train.accumulation)):
-            for number, prompt in enumerate(settings.sampling.prompts):
-                if not (self._known(number) or (missing and self._path(number).is_file())):
-                    yield from self._draw(number, prompt)
+            numbers, ranks = range(len(settings.sampling.prompts)), self.context.ranks
+            wanted = [one for one in numbers if not (self._known(one) or (missing and self._path(one).is_file()))]
+            for number, picture in ranks.made(ranks.said(wanted), self._drawing):
+                yield from self._shown(number, picture)
 
     def now(self) -> Iterator[Event]:
         """Every prompt as the model draws it now; what was drawn since the last update is told of again."""
@@ -41,14 +43,16 @@ class Gallery:
             if self._known(number):
                 yield PreviewDrawn(update=self.trainer.updates, path=str(self._path(number)), prompt=prompt)
             else:
-                yield from self._draw(number, prompt)
+                yield from self._shown(number, self._drawing(number))
 
-    def _draw(self, number: int, prompt: str) -> Iterator[Event]:
+    def _drawing(self, number: int) -> bytes:
         self.context.check()
-        path, adapter = self._path(number), self.trainer.adapter
-        with adapter.at(1.0, self.trainer.average):
-            picture = self.painter.draw(number, self.context.device, self.context.source.dtype)
-        preview.save(picture, path)
+        with self.trainer.adapter.at(1.0, self.trainer.average):
+            return preview.encoded(self.painter.draw(number, self.context.device, self.context.source.dtype))
+
+    def _shown(self, number: int, picture: bytes) -> Iterator[Event]:
+        path, prompt = self._path(number), self.context.plan.settings.sampling.prompts[number]
+        write_atomically(path, picture)
         self._drawn.add(path)
         drawn = PreviewDrawn(update=self.trainer.updates, path=str(path), prompt=prompt)
         yield drawn

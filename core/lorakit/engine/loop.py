@@ -21,6 +21,7 @@ from lorakit.engine.draws import draw, seed_of
 from lorakit.engine.modulation import Foresight, ModulationTable
 from lorakit.engine.optimizers import learning_rate
 from lorakit.engine.parts import Batch, Conditions, Denoiser, Said, Text
+from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.sharing import RANDOM
 from lorakit.errors import NotFiniteError, RunError
@@ -94,6 +95,7 @@ class Trainer:
         self.scheduler, self.optimizer = scheduler, optimizer
         self.average = adapter.flat.detach().clone() if plan.settings.train.ema else None
         self.describe: Callable[[int], str] = str  # a sample, in words, by its index
+        self.ranks: Ranks = ALONE  # who else takes a share of every batch
         self.updates = 0
         self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
         self._patch, self.dtype, self.device = patch, dtype, adapter.flat.device
@@ -110,11 +112,12 @@ class Trainer:
         self.adapter.grad.zero_()
         self._drawn.clear()
         losses: list[Tensor] = []
-        for turn in turns:
+        for turn in self.ranks.own(turns):
             with self._seeded("dropout", turn.first_pass, self._drops):
                 loss = self.loss(turn, samples)
                 (loss.sum() / pictures).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
+        losses[:], self._drawn[:] = self.ranks.settled(self.adapter.grad, losses, self._drawn, turns)
         norm = self.adapter.grad.norm()
         told: list[float] = torch.cat([*losses, norm[None], *self._reach()]).tolist()  # the one wait for the device
         shown = (index for turn in turns for index in turn.samples)
@@ -146,7 +149,7 @@ class Trainer:
     def foresee(self, updates: Sequence[Sequence[Turn]], samples: Samples) -> None:
         """Work out ahead what the modulation layers answer in these updates."""
         if self._table is not None:
-            prepared = ((turn, self._prepared(turn, samples)) for turns in updates for turn in turns)
+            prepared = ((turn, self._prepared(turn, samples)) for turns in updates for turn in self.ranks.own(turns))
             self._foresight = self.foreseen((turn.first_pass, one.t, one.about) for turn, one in prepared)
 
     @torch.no_grad()

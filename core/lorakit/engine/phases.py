@@ -12,6 +12,7 @@ import torch
 from lorakit.control import Control
 from lorakit.engine.cache import Cache
 from lorakit.engine.parts import Source
+from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.events import Event, Phase, PhaseFinished, PhaseProgress, PhaseStarted
 from lorakit.family import Family
 from lorakit.plan import Plan
@@ -36,9 +37,11 @@ class Context:
     cache: Cache
     device: torch.device
     control: Control
+    ranks: Ranks = ALONE
 
     def check(self) -> None:
-        """Raise StopAsked where somebody asked to stop."""
+        """Raise StopAsked where somebody asked to stop, here or in another process of the run."""
+        self.ranks.check()
         if self.control.stopping:
             raise StopAsked
 

@@ -180,6 +180,11 @@ def shortened(
 
 def save(picture: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
+    write_atomically(path, encoded(picture))
+
+
+def encoded(picture: Image.Image) -> bytes:
+    """The picture as a PNG."""
     made = io.BytesIO()
     picture.save(made, "PNG")
-    write_atomically(path, made.getvalue())
+    return made.getvalue()

@@ -27,10 +27,12 @@ from lorakit.engine.objective import make_scheduler
 from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
 from lorakit.engine.quantizers import Calibrated
+from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.run_folder import validated
 from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.source import cache_folder, locate
 from lorakit.engine.validation import Validator
+from lorakit.engine.versions import versions
 from lorakit.errors import NotFiniteError
 from lorakit.estimate.savings import savings
 from lorakit.events import (
@@ -47,7 +49,7 @@ from lorakit.events import (
     Verb,
     Warned,
 )
-from lorakit.order import AHEAD, Turn, is_due, turns
+from lorakit.order import AHEAD, Turn, first_share, is_due, turns
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
 
@@ -58,15 +60,16 @@ NOTHING_DRAWN = (
 
 
 class Run:
-    """One carrying out of a plan."""
+    """One carrying out of a plan, by one process or one of several."""
 
-    def __init__(self, plan: Plan, shelves: Shelves, control: Control) -> None:
+    def __init__(self, plan: Plan, shelves: Shelves, control: Control, ranks: Ranks = ALONE) -> None:
         self.plan, self.shelves, self.control, settings = plan, shelves, control, plan.settings
         self.family = shelves.families.find(settings.family, "the plan")
         shelves.schedulers.find(settings.scheduler.name, "the plan")
         self.optimizer_part = shelves.optimizers.find(settings.optimizer.name, "the plan")
         shelves.quantizers.find(settings.quantization.name, "the plan")
-        self.device = memory.device_for(settings.model.device)
+        self.ranks = ranks
+        self.device = ranks.device or memory.device_for(settings.model.device)
         self.source = locate(plan, self.family)
         self.folder = plan.folder
         self.began = time.perf_counter()
@@ -86,7 +89,7 @@ class Run:
             folder=str(self.folder),
             name=self.plan.settings.name,
             device=memory.describe(self.device),
-            versions=_versions(),
+            versions=versions(),
             resumed_from=start,
             changed=tuple(changed),
         )
@@ -95,9 +98,11 @@ class Run:
             attended = Attended(self.control, self._ready, self._serve, lambda: self._done(start))
             yield from attended.events(self._work(start))
         except StopAsked:
+            self.ranks.leave(None, self.control.reason)
             self._save_now()
             yield RunStopped(update=self._done(start), reason=self.control.reason, folder=str(self.folder))
         except BaseException as error:
+            self.ranks.leave(error, "asked to stop")
             with suppress(Exception):  # what went wrong first is what is told
                 self._save_now()
             if isinstance(error, NotFiniteError):
@@ -111,7 +116,8 @@ class Run:
 
     def _work(self, start: int) -> Generator[Event, None, None]:
         cache = Cache(cache_folder(self.plan))
-        context = Context(self.plan, self.family, self.shelves, self.source, cache, self.device, self.control)
+        control, ranks = self.control, self.ranks
+        context = Context(self.plan, self.family, self.shelves, self.source, cache, self.device, control, ranks)
         scheduler = make_scheduler(context)  # first, for a model of another objective is refused here
         material = yield from gather(context)
         context.check()
@@ -124,7 +130,8 @@ class Run:
         self.gallery = Gallery(context, trainer, painter, self.watch) if painter else None
         self.validator = Validator(trainer, material.exam(), self.context.check)
         yield from self._train(trainer, material)
-        yield from self._finish(trainer, painter)
+        if self.ranks.first:
+            yield from self._finish(trainer, painter)
 
     def _trainer(self, material: Material, scheduler: Scheduler, start: int) -> Trainer:
         groups = [part.group for part in self.adapter.parts]
@@ -139,6 +146,7 @@ class Run:
             material.conditions,
             self.model.table,
         )
+        trainer.ranks = self.ranks
         trainer.describe = self.watch.describe = lambda number: str(self.dataset.samples[number].path)
         self.watch.taught = lambda: [sample.path for sample in self.dataset.samples]
         if start:
@@ -151,7 +159,7 @@ class Run:
         quantizer = self.shelves.quantizers[self.plan.settings.quantization.name].resolve()()
         if not isinstance(quantizer, Calibrated):
             return
-        first = next(turns(self.dataset, self.plan.settings.train, self.plan.settings.seed))[0]
+        first = first_share(self.dataset, self.plan.settings.train, self.plan.settings.seed)
         said: list[str] = []
 
         def work() -> Iterator[str]:
@@ -187,7 +195,7 @@ class Run:
         checking = Checking(self.plan, self.family, self.shelves, self.context.device)
         began = time.perf_counter()
         passes = 0
-        if trainer.updates not in validated(self.folder):  # a run that was stopped may have been before it stopped
+        if self.ranks.said(trainer.updates not in validated(self.folder)):  # it may have been before a stop
             yield from self.validator.due()
         if trainer.updates and self.gallery:  # a stop may have come while they were drawn
             yield from self.gallery.due(missing=True)
@@ -219,7 +227,7 @@ class Run:
     def _foreseen(self, trainer: Trainer, material: Material) -> Iterator[Sequence[Turn]]:
         """The batches of every update to come, worked out ahead some updates at a time."""
         coming = turns(self.dataset, self.plan.settings.train, self.plan.settings.seed, trainer.updates)
-        while ahead := list(islice(coming, max(1, AHEAD // self.plan.arithmetic.effective_batch))):
+        while ahead := list(islice(coming, max(1, AHEAD * self.ranks.count // self.plan.arithmetic.effective_batch))):
             trainer.foresee(ahead, material.item)
             yield from ahead
 
@@ -227,7 +235,7 @@ class Run:
         """The checkpoint, the validation and the previews that are due after `update`."""
         settings, sums, last = self.plan.settings, self.plan.arithmetic, update == self.plan.settings.train.updates
         every = settings.save.every
-        if every and (last or is_due(update, every, sums, settings.train.accumulation)):
+        if self.ranks.first and every and (last or is_due(update, every, sums, settings.train.accumulation)):
             yield from self._kept()
         yield from self.validator.due()
         if self.gallery:
@@ -268,7 +276,7 @@ class Run:
 
     def _save_now(self) -> None:
         """A checkpoint of where training stands, unless an update was cut in the middle or nothing is new."""
-        if not self.trainer or self.trainer.stepping or not self.trainer.updates:
+        if not self.ranks.first or not self.trainer or self.trainer.stepping or not self.trainer.updates:
             return
         if self.trainer.updates not in checkpoint.saved(self.folder):
             self._checkpoint()
@@ -320,9 +328,3 @@ class Run:
     def _raw(self) -> bytes:
         assert self.trainer
         return lora_file.encode(self.plan, self.family, self.adapter, self.dataset, self.trainer.updates)
-
-
-def _versions() -> tuple[tuple[str, str], ...]:
-    from importlib.metadata import version
-
-    return tuple((name, version(name)) for name in ("lorakit", "torch", "diffusers", "transformers", "peft"))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from lorakit.changes import refuse_other
 from lorakit.engine import checkpoint
 from lorakit.engine.cache import sync, write_atomically
 from lorakit.errors import LorakitError, RunError
@@ -78,6 +79,13 @@ def write_plan(plan: Plan, folder: Path) -> None:
 def finished(folder: Path) -> int:
     """The updates after which the run in the folder came to its end; 0 where it did not."""
     return max((event.update for event in events_of(folder) if isinstance(event, RunFinished)), default=0)
+
+
+def unfinished(plan: Plan) -> bool:
+    """Whether the run in the plan's folder has not come to its end; RunError where it is another plan's."""
+    begun = read_plan(plan.folder)
+    refuse_other(plan, begun)
+    return finished(plan.folder) != begun.settings.train.updates
 
 
 def validated(folder: Path) -> set[int]:

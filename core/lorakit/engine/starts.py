@@ -10,7 +10,9 @@ from lorakit.channel import reachable
 from lorakit.control import Control
 from lorakit.engine import checkpoint, run_folder
 from lorakit.engine.checkpoint import Newest
+from lorakit.engine.joining import joined
 from lorakit.engine.optimizers import learning_rate
+from lorakit.engine.ranks import Ranks
 from lorakit.engine.run import Run
 from lorakit.engine.run_folder import alone, claim, discard, recorded, refuse_if_taken
 from lorakit.errors import LorakitError, RunError
@@ -21,12 +23,31 @@ from lorakit.words import count
 
 
 def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
-    """Start the run; its folder is made once what can be checked before is, and stays only with a run in it."""
+    """Start the run; its folder is made once what can be checked before is, and stays only with a run in it.
+
+    Of several processes the first yields the events; the others yield none.
+    """
+    with joined(plan, control) as ranks:
+        if ranks.first:
+            yield from _begun(plan, shelves, control, ranks)
+        else:
+            _follow(plan, shelves, control, ranks)
+
+
+def _follow(plan: Plan, shelves: Shelves, control: Control, ranks: Ranks) -> None:
+    """Take part in the run of the first process, which holds the folder, from where it says."""
+    start = ranks.said(None)
+    for _ in Run(plan, shelves, control, ranks).events(start):
+        pass
+
+
+def _begun(plan: Plan, shelves: Shelves, control: Control, ranks: Ranks) -> Iterator[Event]:
     refuse_if_taken(plan)
-    run = Run(plan, shelves, control)
+    run = Run(plan, shelves, control, ranks)
     with alone(plan.folder):
         refuse_if_taken(plan)  # again: somebody may have finished since
         folder = claim(plan)
+        ranks.said(0)
         try:
             with reachable(folder, control) as why:
                 yield from recorded(folder, run.events(notes=[why] if why else []))
@@ -41,15 +62,26 @@ def resume(
 ) -> Iterator[Event]:
     """Go on from the newest whole checkpoint, or from the start where there is none yet.
 
-    `changed` are settings that the plan has anew, which is written down before anything else is done.
+    `changed` are settings that the plan has anew, which is written down before anything else is done. Of several
+    processes the first yields the events.
     """
+    with joined(plan, control) as ranks:
+        if ranks.first:
+            yield from _gone_on(folder, plan, shelves, control, ranks, changed)
+        else:
+            _follow(plan, shelves, control, ranks)
+
+
+def _gone_on(
+    folder: Path, plan: Plan, shelves: Shelves, control: Control, ranks: Ranks, changed: Sequence[str]
+) -> Iterator[Event]:
     finished, updates = run_folder.finished(folder), plan.settings.train.updates
     if finished == updates:
         raise RunError(
             f"the run {folder} is complete: {updates} updates",
             fix=f"To go on with it, say for how long: --set train.updates={2 * updates}.",
         )
-    run = Run(plan, shelves, control)
+    run = Run(plan, shelves, control, ranks)
     with alone(folder):
         found = checkpoint.newest(folder)
         refuse_changed(plan, found.settings)
@@ -58,6 +90,7 @@ def resume(
         notes = [*_notes(folder, found), *_stretched(plan, found.update, changed)]
         if changed:
             run_folder.write_plan(plan, folder)
+        ranks.said(found.update)
         with reachable(folder, control) as why:
             yield from recorded(folder, run.events(found.update, [*notes, why] if why else notes, changed))
 

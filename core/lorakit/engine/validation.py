@@ -118,19 +118,20 @@ class Validator:
 
     def _losses(self, tried: Sequence[Tried], kind: str, bare: bool = False) -> Tensor:
         """The loss of each picture at each level, (pictures, levels), in fp32 on the CPU."""
-        shown = [
-            self._shown(one, kind, number, place, bare)
-            for number, one in enumerate(tried)
-            for place in range(len(LEVELS))
-            if one.bare is not None or not bare
-        ]
-        foresight = self.trainer.foreseen((key, one.t, one.about) for key, one in enumerate(shown))
-        found = []
-        for key, one in enumerate(shown):
+        numbers = [number for number, one in enumerate(tried) if one.bare is not None or not bare]
+        ranks, cells = self.trainer.ranks, [(number, place) for number in numbers for place in range(len(LEVELS))]
+        own = ranks.dealt(range(len(cells)))
+        shown = {key: self._shown(tried[cells[key][0]], kind, *cells[key], bare) for key in own}
+        foresight = self.trainer.foreseen((key, one.t, one.about) for key, one in shown.items())
+        scores = []
+        for key, one in shown.items():
             self.check()
             with foresight.at(key):
-                found.append(self.trainer.score(one))
-        return torch.cat(found).cpu().view(-1, len(LEVELS)) if found else EMPTY
+                scores.append(self.trainer.score(one))
+        found = torch.zeros(len(cells))
+        if scores:
+            found[list(own)] = torch.cat(scores).cpu()
+        return ranks.summed(found).view(-1, len(LEVELS)) if cells else EMPTY
 
     def _shown(self, one: Tried, kind: str, number: int, place: int, bare: bool) -> Prepared:
         text, shape = one.bare if bare and one.bare is not None else one.item.text, one.item.latents.shape
@@ -148,11 +149,13 @@ class Validator:
 
     def _drift(self) -> float | None:
         """The distance of the model's answers from the base's, over their length, on prompts that concern neither."""
+        ranks, items = self.trainer.ranks, self.materials.others
+        if not items:
+            return None
         if not self._walks:
+            own = ranks.dealt(range(len(items)))
             with self.trainer.adapter.at(0.0):
-                self._walks = [
-                    glance for number, item in enumerate(self.materials.others) for glance in self._walk(number, item)
-                ]
+                self._walks = [glance for number in own for glance in self._walk(number, items[number])]
         told = [one.about() for one in self._walks]
         foresight = self.trainer.foreseen((key, self._walks[key].t, about) for key, about in enumerate(told))
         found = []
@@ -161,7 +164,8 @@ class Validator:
             with foresight.at(key):
                 answer = self.trainer.denoiser.predict(one.noisy, one.t, told[key]).float()
             found.append((answer - one.answer).norm() / one.answer.norm())
-        return float(torch.stack(found).mean()) if found else None
+        total, count = ranks.summed(torch.tensor([float(sum(found)), float(len(found))])).tolist()
+        return float(total / count)
 
     def _walk(self, number: int, item: Item) -> Iterator[Glance]:
         """The base's own walk from noise to a picture of the item's text, in as many steps as there are levels."""

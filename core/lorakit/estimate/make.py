@@ -96,8 +96,8 @@ def _duration(
     travelling = work.travelling(away, rates)
 
     def bucket(case: work.Case) -> float:
-        full, rest = divmod(case.pictures, settings.train.batch_size)
-        sizes = [(full, settings.train.batch_size), (1, rest)]
+        full, rest = divmod(case.pictures, settings.train.global_batch)
+        sizes = [(full, settings.train.batch_size), (1, -(-rest // settings.train.gpus))]  # the fullest GPU's share
         return sum(
             times * max(work.seconds(plan, size, case.tokens, batch, rates, quantizer), travelling)
             for times, batch in sizes
@@ -108,7 +108,7 @@ def _duration(
     batches = sums.batches / max(1, sums.updates)  # of an update
     own = work.UPDATE_KERNELS * rates.kernel[0] * (0 if rates.hides else 1)
     update = epoch / sums.batches_per_epoch * batches + own
-    floor = _update_flops(plan, size, found) / rates.ceiling[settings.train.precision]
+    floor = _update_flops(plan, size, found) / rates.ceiling[settings.train.precision] / settings.train.gpus
     return Duration(
         update_floor=floor,
         update=max(floor, update),

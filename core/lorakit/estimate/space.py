@@ -91,7 +91,11 @@ def memory(
     pixels = max(case.pixels for case in found)
     draws = settings.sampling.prompts and (settings.sampling.every or settings.sampling.strengths)
     drawn = coder + size.coder.decoding * settings.sampling.width * settings.sampling.height if draws else 0.0
-    ahead = max(AHEAD, plan.arithmetic.effective_batch) if settings.speed.modulation == "table" else 0
+    ahead = (
+        max(AHEAD, plan.arithmetic.effective_batch // settings.train.gpus)
+        if settings.speed.modulation == "table"
+        else 0
+    )
     for name in quantizers(shelf):
         held = base(size, name, family, shelf, settings.train.precision, ahead=ahead)
         if held is None:

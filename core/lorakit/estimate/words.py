@@ -45,12 +45,35 @@ def lines(plan: Plan, made: Estimate) -> Iterator[str]:
     """What a person is told."""
     yield from _memory(made)
     yield from _time(plan, made)
+    yield from _between(plan, made)
     yield from _line("the adapter", f"{_millions(made.trained)} parameters; a file of {size(made.file)}")
     fetched = f"{size(made.disk.download)} to download, " if made.disk.download else ""
     kept = f"{fetched}{size(made.disk.cache)} cache, {size(made.disk.checkpoints)} checkpoints"
     yield from _line("on disk", kept)
     if made.device_memory is not None or not made.device:
-        yield from _line("host memory", f"{size(made.host)}, for the text encoder is read there on its way to the GPU")
+        each = " for each process" if plan.settings.train.gpus > 1 else ""
+        why = "for the text encoder is read there on its way to the GPU"
+        yield from _line("host memory", f"{size(made.host)}{each}, {why}")
+
+
+def _between(plan: Plan, made: Estimate) -> Iterator[str]:
+    """What GPUs tell one another: one sum of the adapter's gradient, by a ring, whatever the batch is."""
+    gpus = plan.settings.train.gpus
+    if gpus > 1:
+        sent = 2 * (gpus - 1) / gpus * 4 * made.trained
+        yield from _line(
+            "between GPUs",
+            f"each has the whole base; an update sums {size(4 * made.trained)}, {size(sent)} sent by each",
+        )
+
+
+def _cards(plan: Plan, made: Estimate) -> str:
+    gpus = plan.settings.train.gpus
+    return made.device if gpus == 1 else f"{gpus} x {made.device}"
+
+
+def _of_all(plan: Plan) -> str:
+    return "" if plan.settings.train.gpus == 1 else " of all GPUs"
 
 
 def _memory(made: Estimate) -> Iterator[str]:
@@ -90,13 +113,16 @@ def _time(plan: Plan, made: Estimate) -> Iterator[str]:
             yield from _line("time", "not known: name a --gpu, or measure this machine with `lorakit calibrate`")
         return
     yield from _line(
-        "an update", f"at least {duration(time.update_floor)}, expected {duration(time.update)}, on {made.device}"
+        "an update",
+        f"at least {duration(time.update_floor)}, expected {duration(time.update)}, on {_cards(plan, made)}",
     )
     previews = f", and {duration(time.previews)} of previews" if time.previews else ""
     yield from _line("the run", f"at least {duration(time.floor)}, expected {duration(time.expected)}{previews}")
     if made.price is not None:
         least, most = (made.price * seconds / 3600 for seconds in (time.floor, time.whole))
-        yield from _line("price", f"at least {least:.2f}, expected {most:.2f}, at {made.price:g} an hour")
+        yield from _line(
+            "price", f"at least {least:.2f}, expected {most:.2f}, at {made.price:g} an hour{_of_all(plan)}"
+        )
     expected = "sums products, attention, bytes moved and operations"
     if not made.measured:
         expected += f", times {SLACK:g} as three published runs took"

@@ -1,0 +1,261 @@
+"""Several processes teach what one does with the same batch; what happens to one of them happens to all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from lorakit.engine import checkpoint
+from lorakit.events import Event, PhaseStarted, PreviewDrawn, RunStopped, UpdateFinished, Validated
+from lorakit.history import events_of
+from tests.engine.crew import Crowd
+from tests.pictures import picture
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def crew():
+    made = Crowd()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder of runs, whose cache they share, and of pictures: 9 of one shape and 2 of another."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for number in range(11):
+        size = (32, 32) if number < 9 else (16, 64)
+        colour = (20 * number, 250 - 20 * number, 90)
+        picture(folder / "pictures" / f"{number:02}.png", size, colour=colour, caption=f"a thing, number {number}")
+    return folder
+
+
+def asked(place: Path, name: str, family: str = "qwen", **settings: object) -> list[str]:
+    """The command that trains a run called `name`."""
+    given = {
+        "model.source": "toy",
+        "lora.rank": 4,
+        "optimizer.learning_rate": 2e-4,
+        "train.resolution": 32,
+        "train.precision": "fp32",
+        "train.gradient_checkpointing": False,
+        "quantization.name": "none",
+        "sampling.every": 0,
+        "sampling.strengths": "[]",
+        "validation.every": 0,
+        "save.every": 0,
+        **{key.replace("__", "."): value for key, value in settings.items()},
+    }
+    sets = [part for key, value in given.items() for part in ("--set", f"{key}={str(value).lower()}")]
+    start = ["train", "--family", family, "--preset", "none", "--data", str(place / "pictures"), "--trigger", "sks"]
+    return [*start, "--output", str(place / "runs"), "--name", name, *sets]
+
+
+def state(place: Path, name: str) -> dict[str, torch.Tensor]:
+    newest = checkpoint.newest(place / "runs" / name).update
+    return safetensors.torch.load_file(checkpoint.folder_of(place / "runs" / name, newest) / checkpoint.STATE)
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), dtype=int)
+
+
+def off(place: Path, one: str, other: str) -> float:
+    """How far two runs' adapters are from each other, over their length."""
+    first, second = (state(place, name)["adapter"] for name in (one, other))
+    return float((first - second).norm() / first.norm())
+
+
+def codes(told) -> list[int]:
+    return [one.code for one in told]
+
+
+def facts(place: Path, name: str, kind: type[Event]) -> list:
+    return [event for event in events_of(place / "runs" / name) if isinstance(event, kind)]
+
+
+@pytest.fixture(scope="module")
+def whole(crew, place) -> str:
+    """A run of six updates of four pictures, in one process."""
+    told = crew.run(1, *asked(place, "whole", **SIX))
+    assert codes(told) == [0], told
+    return "whole"
+
+
+SIX = {"train__updates": 6, "train__batch_size": 4, "save__every": 2}
+SIX_BY_TWO = {**SIX, "train__batch_size": 2}
+"""The same pictures at once in two processes."""
+
+
+# -- the same result -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "updates"), [("qwen", 50), ("flux", 4), ("sdxl", 4)])
+def test_two_processes_teach_what_one_does_with_the_same_batch(crew, place, family, updates):
+    """An epoch is 9 pictures of one shape and 2 of another: batches of 4, 4, 1 and 2 are shared as 2 and 2 or less."""
+    settings = {"train__updates": updates, "save__every": updates, "train__caption_dropout": 0.2}
+    one = crew.run(1, *asked(place, f"{family}-1", family, train__batch_size=4, **settings))
+    two = crew.run(2, *asked(place, f"{family}-2", family, train__batch_size=2, **settings))
+    assert codes([*one, *two]) == [0, 0, 0], (one, two)
+    assert off(place, f"{family}-1", f"{family}-2") < 1e-5
+    first, second = (facts(place, f"{family}-{number}", UpdateFinished) for number in (1, 2))
+    assert [event.passes for event in first] == [event.passes for event in second]
+    assert [event.loss for event in first] == pytest.approx([event.loss for event in second], rel=1e-4)
+    assert [event.grad_norm for event in first] == pytest.approx([event.grad_norm for event in second], rel=1e-3)
+
+
+def test_accumulated_batches_and_a_process_without_a_share(crew, place):
+    """Four processes, batches of 4, of which the smallest holds one picture: three of them have nothing to pass."""
+    settings = {"train__updates": 4, "train__accumulation": 2, "save__every": 4, "train__ema": 0.5}
+    one = crew.run(1, *asked(place, "ema-1", train__batch_size=4, **settings))
+    four = crew.run(4, *asked(place, "ema-4", train__batch_size=1, **settings))
+    assert codes([*one, *four]) == [0] * 5, (one, four)
+    assert off(place, "ema-1", "ema-4") < 1e-5
+    first, second = (state(place, name)["average"] for name in ("ema-1", "ema-4"))
+    assert torch.allclose(first, second, atol=1e-6)
+
+
+def test_previews_and_validation_are_divided_and_only_the_first_process_tells(crew, place):
+    settings = {
+        "train__updates": 2,
+        "validation__every": 2,
+        "validation__pictures": 2,
+        "sampling__every": 2,
+        "sampling__steps": 2,
+        "sampling__prompts": '["sks, one", "sks, two", "sks, three"]',
+    }
+    one = crew.run(1, *asked(place, "told-1", train__batch_size=4, **settings))
+    two = crew.run(2, *asked(place, "told-2", train__batch_size=2, **settings))
+    assert codes([*one, *two]) == [0, 0, 0], (one, two)
+    assert "validation held out" in two[0].out
+    assert (two[1].out, two[1].err) == ("", "")
+    for first, second in zip(facts(place, "told-1", Validated), facts(place, "told-2", Validated), strict=True):
+        for name in ("loss", "train_loss", "trigger", "drift", "norm", "loss_by_level"):
+            assert getattr(first, name) == pytest.approx(getattr(second, name), rel=1e-3, abs=1e-6), name
+    drawn = [[Path(event.path).name for event in facts(place, name, PreviewDrawn)] for name in ("told-1", "told-2")]
+    assert drawn == [[f"000002-{number}.png" for number in range(3)]] * 2
+    for name in drawn[0]:
+        first, second = (read(place / "runs" / run / "samples" / name) for run in ("told-1", "told-2"))
+        assert abs(first - second).max() <= 1
+
+
+def test_the_cache_is_filled_together(crew, place, tmp_path):
+    told = crew.run(2, *asked(place, "filled", **{**SIX_BY_TWO, "train__updates": 1}), "--output", str(tmp_path))
+    assert codes(told) == [0, 0], told
+    assert "12 encoded by 2 processes, 0 reused" in told[0].out
+    assert "11 encoded by 2 processes, 0 reused" in told[0].out
+    events = events_of(tmp_path / "filled")
+    began = {event.phase: event.total for event in events if isinstance(event, PhaseStarted)}
+    assert (began["cache text"], began["cache images"]) == (6, 6)  # the first process' own half
+
+
+# -- going on ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_run_goes_on_in_another_number_of_processes(crew, place, whole, count):
+    begun = crew.run(2, *asked(place, f"more-{count}", **{**SIX_BY_TWO, "train__updates": 3}))
+    again = ["resume", str(place / "runs" / f"more-{count}"), "--set", "train.updates=6", "--gpus", str(count)]
+    told = crew.run(count, *again)
+    assert codes([*begun, *told]) == [0] * (2 + count), (begun, told)
+    assert f"train.gpus = {count}, was 2" in told[0].out
+    assert off(place, whole, f"more-{count}") < 1e-5
+    assert [event.passes for event in facts(place, f"more-{count}", UpdateFinished)] == [
+        event.passes for event in facts(place, whole, UpdateFinished)
+    ]
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(crew, place):
+    begun = crew.run(2, *asked(place, "odd", **{**SIX_BY_TWO, "train__updates": 1}))
+    (told,) = crew.run(1, "resume", str(place / "runs" / "odd"), "--set", "train.updates=2", "--gpus", "3")
+    assert (codes(begun), told.code) == ([0, 0], 2)
+    assert "cannot be shared evenly among 3 GPUs" in told.err
+    assert "Take 1, 2 or 4 GPUs" in told.err
+
+
+# -- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_killed_in_an_update_ends_the_others_and_the_run_goes_on_after_a_restart(crew, place, whole, lost):
+    """torchrun asks the others to stop; what is left is the last update where the first is among them."""
+    command = asked(place, f"killed-{lost}", **SIX_BY_TWO)
+    told = crew.run(2, *command, at={"rank": lost, "update": 4, "do": "kill"})
+    assert (told[lost].code, told[1 - lost].code) == (-9, 130 if lost else 0), told
+    update = 3 if lost else 2
+    assert checkpoint.newest(place / "runs" / f"killed-{lost}").update == update
+    again = crew.run(2, *command, TORCHELASTIC_RESTART_COUNT="1")
+    assert codes(again) == [0, 0], again
+    assert f"going on after update {update}" in again[0].out
+    assert off(place, whole, f"killed-{lost}") < 1e-5
+    once_more = crew.run(2, *command, TORCHELASTIC_RESTART_COUNT="2")
+    assert codes(once_more) == [0, 0], once_more  # there is nothing left to do
+    assert codes(crew.run(2, *command)) == [2, 2]  # a new run of that name is refused as ever
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_is_noticed_where_nobody_watches(crew, place, lost):
+    name = f"lost-{lost}"
+    told = crew.run(2, *asked(place, name, **SIX_BY_TWO), at={"rank": lost, "update": 4, "do": "kill"}, watched=False)
+    assert (told[lost].code, told[1 - lost].code) == (-9, 1), told
+    assert f"process {lost} on" in told[1 - lost].err
+    assert "was lost" in told[1 - lost].err
+    assert checkpoint.newest(place / "runs" / name).update == (3 if lost else 2)
+
+
+def test_a_restart_goes_on_with_no_other_run(crew, place, whole):
+    told = crew.run(1, *asked(place, whole, **{**SIX, "lora__rank": 2}), TORCHELASTIC_RESTART_COUNT="1")
+    assert codes(told) == [2]
+    assert "lora.rank = 2, and 4 then" in told[0].err
+
+
+def test_an_error_in_one_process_stops_all_saved(crew, place):
+    told = crew.run(2, *asked(place, "broken", **SIX_BY_TWO), at={"rank": 1, "update": 4, "do": "raise"})
+    assert codes(told) == [1, 1]
+    assert "process 1 on" in told[0].err
+    assert "something broke" in told[0].err
+    assert "Traceback" not in told[0].err + told[1].err
+    assert checkpoint.newest(place / "runs" / "broken").update == 3
+
+
+@pytest.mark.parametrize("asked_of", [0, 1])
+def test_a_stop_asked_of_one_process_stops_all_saved(crew, place, asked_of):
+    name = f"stopped-{asked_of}"
+    told = crew.run(2, *asked(place, name, **SIX_BY_TWO), at={"rank": asked_of, "update": 3, "do": "terminate"})
+    assert told[0].code == 130, told
+    (stopped,) = facts(place, name, RunStopped)
+    assert stopped.reason == "SIGTERM"
+    assert checkpoint.newest(place / "runs" / name).update == stopped.update
+    assert stopped.update in (2, 3)
+
+
+def test_a_silent_process_is_given_up_and_named(crew, place):
+    command = asked(place, "silent", **{**SIX_BY_TWO, "train__timeout": 5})
+    told = crew.run(2, *command, at={"rank": 1, "update": 4, "do": "wait for ever"})
+    assert told[0].code == 1
+    assert "process 1 on" in told[0].err
+    assert "gave no sign of life for 5 s" in told[0].err
+    assert "train.timeout" in told[0].err
+    assert checkpoint.newest(place / "runs" / "silent").update == 3
+
+
+def test_other_versions_are_refused(crew, place):
+    told = crew.run(2, *asked(place, "versions", **SIX_BY_TWO), at={"rank": 1, "do": "other torch"}, kept=False)
+    assert codes(told) == [2, 2]
+    assert "process 1 on" in told[0].err
+    assert "has torch 1.0, and process 0" in told[0].err
+    assert told[1].err == ""
+    assert not (place / "runs" / "versions").exists()
+
+
+def test_another_number_of_processes_than_planned_is_refused(crew, place):
+    told = crew.run(2, *asked(place, "three", train__gpus=3, **SIX))
+    assert codes(told) == [2, 2]
+    assert "train.gpus = 3, and 2 processes were started" in told[0].err
