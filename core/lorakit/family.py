@@ -33,7 +33,8 @@ class FlowShift:
 
     The shift is exp(mu), mu being linear in the number of image tokens between the two published points; `terminal`
     is the level that the last sampling step is stretched to. Source: the scheduler_config.json of each model, as
-    diffusers' `calculate_shift` reads it.
+    diffusers' `calculate_shift` reads it. `lowest` is the last of the evenly spaced levels that sampling shifts, None
+    for one over the number of steps.
     """
 
     base_tokens: int = 256
@@ -41,6 +42,17 @@ class FlowShift:
     max_tokens: int = 4096
     max_shift: float = 1.15
     terminal: float | None = None
+    lowest: float | None = None
+
+    @staticmethod
+    def fixed(shift: float) -> FlowShift:
+        """One shift for every size: a scheduler_config.json with `shift` and without `use_dynamic_shifting`.
+
+        diffusers' pipelines then take the levels of FlowMatchEulerDiscreteScheduler itself, which begins with 1000 of
+        them, shifts those, and spaces steps evenly down to the last.
+        """
+        last = shift * 0.001 / (1 + (shift - 1) * 0.001)
+        return FlowShift(base_shift=math.log(shift), max_shift=math.log(shift), lowest=last)
 
     def at(self, tokens: int) -> float:
         """The shift for a picture of `tokens` image tokens."""

@@ -175,6 +175,17 @@ def test_sampling_levels_equal_the_scheduler(toy, tokens, steps):
     assert farthest(levels, scheduler.sigmas) < 1e-6
 
 
+@pytest.mark.parametrize("shift", [1.0, 1.73, 3.0])
+@pytest.mark.parametrize("steps", [2, 5, 28])
+def test_sampling_levels_of_a_fixed_shift_equal_the_scheduler(shift, steps):
+    """For families of plugin authors: Stable Diffusion 3 and AuraFlow have one shift for every size."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    levels = flow_match("sigmoid", FlowShift.fixed(shift)).levels(steps, 777)
+    assert farthest(levels, scheduler.sigmas) < 1e-6
+    assert FlowShift.fixed(shift).at(16) == pytest.approx(FlowShift.fixed(shift).at(9999)) == pytest.approx(shift)
+
+
 def test_the_toy_has_the_familys_shift(toy):
     config = json.loads((toy / "scheduler" / "scheduler_config.json").read_text())
     assert config["use_dynamic_shifting"]

@@ -96,10 +96,11 @@ class FlowMatch:
         terminal level; then 0.
 
         Equal to diffusers' FlowMatchEulerDiscreteScheduler with dynamic exponential shifting, given the pipelines'
-        sigmas linspace(1, 1 / steps, steps). A fixed `shift` is not stretched: ComfyUI's ModelSamplingAuraFlow with
-        the scheduler `simple`.
+        sigmas linspace(1, 1 / steps, steps); and with a shift of its own, given no sigmas. A fixed `shift` that is
+        asked for is not stretched: ComfyUI's ModelSamplingAuraFlow with the scheduler `simple`.
         """
-        even = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)
+        lowest = self._shift.lowest if shift is None else None
+        even = torch.linspace(1.0, lowest or 1 / steps, steps, dtype=torch.float64)
         levels = shifted(even, shift or self._shift.at(tokens))
         if shift is None and self._shift.terminal is not None:
             levels = 1 - (1 - levels) * (1 - self._shift.terminal) / (1 - levels[-1])

@@ -33,7 +33,8 @@ class Promise:
             found = str(error) if isinstance(error, LorakitError) else f"{type(error).__name__}: {error}"
             name = getattr(bench.family, "name", type(bench.family).__name__)
             raise PromiseError(
-                f"the family '{name}' breaks the promise '{self.name}'", why=f"{found.rstrip('.')}. {self.broken}"
+                f"the family '{name}' breaks the promise '{self.name}'",
+                why=f"{' '.join(found.split()).rstrip('. ')}. {self.broken}",
             ) from error
 
     def __str__(self) -> str:
