@@ -60,6 +60,9 @@ def asked_again(plan: Plan, changes: Sequence[Layer], family: Family) -> Request
         choice = plan.choices.get(f"train.{name}")
         if choice and choice.because == DERIVED:
             del table["train"][name]
+    negative = plan.choices.get("sampling.negative")
+    if negative and negative.because == "default":  # nobody asked for it, and some variants refuse it
+        del table["sampling"]["negative"]
     said = {name: value for layer in changes for name, value in leaves(layer.table)}
     if said.get("train.gpus") == 1:  # one process waits for no other
         table["train"].pop("timeout", None)

@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from lorakit import Kit, Layer, hookimpl, only
+from lorakit.changes import asked_again
 from lorakit.config import leaves
 from lorakit.errors import ConfigError, ModelError, RuleError, RunError
 from lorakit.plan import Plan, agree
@@ -279,3 +280,12 @@ def test_the_seeds_own_edit_model_needs_no_references(tmp_path):
     assert plan.settings.model.source == "Qwen/Qwen-Image-Edit-2509"
     assert plan.settings.text_encoder.template == "edit"
     assert plan.errors == ()
+
+
+@pytest.mark.parametrize("variant", ["small", "large", "quick"])
+def test_a_plan_is_asked_again_with_a_change_whatever_its_variant_reads(kit, asked, variant):
+    """Some variants refuse a negative prompt: its default must not count as asked for."""
+    plan = kit.plan({**asked, "variant": variant})
+    again = kit.plan(asked_again(plan, [Layer({"train": {"updates": 9}}, "--set")], kit.shelves.families["fake"]))
+    assert again.settings.train.updates == 9
+    assert again.settings.sampling == plan.settings.sampling
