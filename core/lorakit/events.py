@@ -9,39 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lorakit.event import VERSION, Event, Unknown, kinds
-
-__all__ = [
-    "KINDS",
-    "VERBS",
-    "VERSION",
-    "Alarm",
-    "AlarmKind",
-    "Asked",
-    "CheckpointRemoved",
-    "CheckpointSaved",
-    "EstimateChecked",
-    "Event",
-    "LayerRecovered",
-    "Phase",
-    "PhaseFinished",
-    "PhaseProgress",
-    "PhaseStarted",
-    "PreviewDrawn",
-    "RecoveryFinished",
-    "RecoveryStopped",
-    "RunContinued",
-    "RunFinished",
-    "RunPaused",
-    "RunStarted",
-    "RunStopped",
-    "SheetDrawn",
-    "Unknown",
-    "UpdateFinished",
-    "Validated",
-    "Verb",
-    "Warned",
-]
+from lorakit.event import VERSION as VERSION
+from lorakit.event import Event as Event
+from lorakit.event import Unknown as Unknown
+from lorakit.event import kinds
 
 Verb = Literal["stop", "pause", "resume", "sample", "save"]
 VERBS: tuple[Verb, ...] = get_args(Verb)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from lorakit import plugins as finding
 from lorakit.control import Control
 from lorakit.errors import ConfigError, PluginError
 from lorakit.plugins import Plugin, call, manager
-from lorakit.registry import Part, Shelves
+from lorakit.registry import Shelves
 
 if TYPE_CHECKING:  # the configuration models are imported by the methods that need them
     import click
@@ -31,7 +30,6 @@ if TYPE_CHECKING:  # the configuration models are imported by the methods that n
     from lorakit.plan import Plan
     from lorakit.problem import Problem
     from lorakit.request import Request
-    from lorakit.trackers import Tracker
 
 
 class Kit:
@@ -134,8 +132,7 @@ class Kit:
             return self.resume(plan.folder, control, trackers=trackers) if unfinished(plan) else iter(())
         from lorakit.engine.starts import train
 
-        found = self._trackers(trackers)
-        return self._observed(plan, _reported(plan, train(plan, self.shelves, control or Control())), found)
+        return self._observed(plan, _reported(plan, train(plan, self.shelves, control or Control())), trackers)
 
     def resume(
         self,
@@ -151,10 +148,9 @@ class Kit:
         """
         from lorakit.engine.starts import resume
 
-        found = self._trackers(trackers)
         plan, told = self.resumed(folder, changes)
         events = resume(folder, plan, self.shelves, control or Control(), told)
-        return self._observed(plan, _reported(plan, events), found)
+        return self._observed(plan, _reported(plan, events), trackers)
 
     def resumed(self, folder: Path, changes: Iterable[Layer] = ()) -> tuple[Plan, tuple[str, ...]]:
         """The plan that the run in `folder` goes on with, and each change in words; nothing is written."""
@@ -292,32 +288,15 @@ class Kit:
                     )
                 owners.setdefault(name, answer.owner)
 
-    def _trackers(self, names: Iterable[str]) -> list[Part]:
-        """The trackers of these names; PluginError where what one needs is not installed."""
-        found = [self.shelves.trackers.find(name, "trackers, or --track") for name in dict.fromkeys(names)]
-        for part in found:
-            lacking = [name for name in part.requires if find_spec(name) is None]
-            if lacking:
-                raise PluginError(
-                    f"the tracker '{part.name}' needs {', '.join(lacking)}", fix=f"Install it: {part.remedy}."
-                )
-        return found
-
-    def _observed(self, plan: Plan, events: Iterator[Event], trackers: Sequence[Part] = ()) -> Iterator[Event]:
+    def _observed(self, plan: Plan, events: Iterator[Event], trackers: Iterable[str] = ()) -> Iterator[Event]:
         from lorakit.observers import observed
 
-        if trackers:
-            from lorakit.trackers import tracked
+        if names := tuple(trackers):
+            from lorakit.trackers import chosen, made, tracked
 
-            made = {part.name: partial(_made, part, plan) for part in trackers}
-            events = tracked(events, made)
+            events = tracked(events, {part.name: partial(made, part, plan) for part in chosen(names, self.shelves)})
         family = self.shelves.families[plan.settings.family]
         return observed(events, plan, manager(self.plugins, family))
-
-
-def _made(part: Part, plan: Plan) -> Tracker:
-    tracker: Tracker = part.resolve()(plan.folder, plan)
-    return tracker
 
 
 def _reported(plan: Plan, events: Iterator[Event]) -> Iterator[Event]:

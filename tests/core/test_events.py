@@ -31,6 +31,8 @@ def values(kind: object) -> st.SearchStrategy:
     """Values of a field of this type."""
     if kind is float:
         return NUMBER
+    if kind is bool:
+        return st.booleans()
     if kind is int:
         return st.integers()
     if kind is str:

@@ -137,12 +137,15 @@ def api_pages() -> str:
     for name, kind in inspect.getmembers(errors, inspect.isclass):
         if issubclass(kind, errors.LorakitError):
             lines.append(f"| `{name}` | {_first(kind)} | {kind.exit_code} |")
-    names = ", ".join(f"`{name}`" for name in events.__all__)
+    names = ", ".join(f"`{name}`" for name in sorted([*PLAIN_OF_EVENTS, *events.KINDS, "Event", "Unknown"]))
     lines += ["", "### lorakit.events", "", f"{names}: [what each event says](events.md#every-event)."]
     return "\n".join(lines)
 
 
 PLAIN = {"__version__": "The version.", "hookimpl": "Marks a function or method as an implementation of a hook."}
+
+
+PLAIN_OF_EVENTS = ("KINDS", "VERBS", "VERSION", "AlarmKind", "Phase", "Verb")
 
 
 def _first(what: object) -> str:

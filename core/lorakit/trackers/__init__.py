@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from lorakit.errors import PluginError
 from lorakit.events import (
     Alarm,
     Event,
@@ -27,6 +29,7 @@ from lorakit.events import (
 )
 from lorakit.history import events_of
 from lorakit.plan import Plan
+from lorakit.registry import Part, Shelves
 from lorakit.secret import redacted
 
 PATIENCE = 60.0
@@ -50,6 +53,24 @@ class Tracker(Protocol):
 
 Make = Callable[[Path, Plan], Tracker]
 """What a `Part` of the registry's trackers loads: a tracker of the run in a folder, by its plan."""
+
+
+def chosen(names: Iterable[str], shelves: Shelves) -> list[Part]:
+    """The trackers of these names; PluginError where what one needs is not installed."""
+    found = [shelves.trackers.find(name, "trackers, or --track") for name in dict.fromkeys(names)]
+    for part in found:
+        lacking = [name for name in part.requires if find_spec(name) is None]
+        if lacking:
+            raise PluginError(
+                f"the tracker '{part.name}' needs {', '.join(lacking)}", fix=f"Install it: {part.remedy}."
+            )
+    return found
+
+
+def made(part: Part, plan: Plan) -> Tracker:
+    """A tracker of the plan's run."""
+    tracker: Tracker = part.resolve()(plan.folder, plan)
+    return tracker
 
 
 def tracked(events: Iterator[Event], make: Mapping[str, Callable[[], Tracker]]) -> Generator[Event, None, None]:
