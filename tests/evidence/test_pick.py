@@ -13,6 +13,7 @@ from lorakit import evidence, history
 from lorakit.cli import run
 from lorakit.evidence import Candidate, recommend
 from lorakit.evidence.choosing import gap
+from lorakit.grid import Piece, listed
 from tests.evidence.stories import tell, validated
 from tests.pictures import scene
 
@@ -248,14 +249,14 @@ def test_a_prompt_that_is_named_twice_tells_how_much_pictures_differ_over_seeds(
 
 def test_the_seeds_of_the_grid_count_too(story):
     folder = story([validated(100)])
-    (folder / "grid").mkdir()
-    cells = []
+    pieces = []
     for seed, strength in [(1, 1.0), (2, 1.0), (3, 0.6)]:
-        scene(seed).save(folder / "grid" / f"{seed}.png")
-        cells.append(
-            {"update": 100, "strength": strength, "guidance": 3, "prompt": "a", "seed": seed, "path": f"{seed}.png"}
-        )
-    (folder / "grid" / "index.json").write_text(json.dumps(cells))
+        piece = Piece(update=100, strength=strength, guidance=3.0, number=0, prompt="a", seed=seed, key=f"{seed}" * 12)
+        path = folder / piece.row()["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scene(seed).save(path)
+        pieces.append(piece.row())
+    (folder / "grid" / "index.json").write_bytes(listed(pieces))
     (found,) = evidence.judged(history.read(folder)).diversity
     assert (found.update, found.prompt, found.pictures) == (100, "a (grid, guidance 3)", 2)
     (folder / "grid" / "index.json").write_text('[{"path": 3}]')

@@ -140,12 +140,11 @@ def test_pictures_are_few_and_small_enough(pictures, tmp_path):
 
 
 def test_sheets_of_the_grid_are_shown_and_its_single_pictures_are_not(folder):
-    for name in ("grid/sheet.png", "grid/000020-0.png"):
+    for name in ("grid/sheet.png", "grid/pieces/000020-0.png"):
         picture(folder / name, (96, 96))
-    cell = {"update": 20, "strength": 1.0, "guidance": 3.0, "prompt": "a", "seed": 0, "path": "grid/000020-0.png"}
-    (folder / "grid" / "index.json").write_text(json.dumps([cell]))
     alts = [one.attributes["alt"] for one in Page(page_of(folder)).all("img")]
-    assert [one for one in alts if one.startswith("Grid")] == ["Grid sheet, pictures side by side"]
+    assert alts[-1] == "Checkpoints by strength and guidance, pictures side by side"
+    assert len(alts) == 5  # two prompts at two updates, and the sheet
 
 
 # -- that it is safe ---------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def _left_out(updates: int, prompts: int) -> str:
 def sheets(history: History) -> Iterator[tuple[str, str]]:
     """Sheets as (title, source): every prompt by strength, and those of `lorakit grid`."""
     found = [("Every prompt by strength of the adapter", history.sheet)] if history.sheet else []
-    found += [(f"Grid {path.stem}", path) for path in grid.sheets(history.folder)[:MOST_SHEETS]]
+    found += [("Checkpoints by strength and guidance", path) for path in grid.sheets(history.folder)[:MOST_SHEETS]]
     for title, path in found:
         if source := pages.picture(path, SHEET):
             yield title, source
