@@ -154,20 +154,14 @@ class Kit:
 
     def resumed(self, folder: Path, changes: Iterable[Layer] = ()) -> tuple[Plan, tuple[str, ...]]:
         """The plan that the run in `folder` goes on with, and each change in words; nothing is written."""
-        from lorakit.changes import on_gpus
+        from lorakit.changes import asked_again, compared, on_gpus
         from lorakit.engine.run_folder import read_plan
 
-        begun = read_plan(folder)
-        return self._changed(begun, on_gpus(begun, tuple(changes)))
-
-    def _changed(self, plan: Plan, changes: Sequence[Layer]) -> tuple[Plan, tuple[str, ...]]:
-        """The plan with changes, and each of them in words."""
-        if not changes:
+        plan = read_plan(folder)
+        if not (wanted := on_gpus(plan, tuple(changes))):
             return plan, ()
-        from lorakit.changes import asked_again, compared
-
         family = self.shelves.families.find(plan.settings.family, "the plan")
-        made, told = compared(plan, self.plan(asked_again(plan, changes, family)))
+        made, told = compared(plan, self.plan(asked_again(plan, wanted, family)))
         _refuse(made.errors)
         return made, told
 

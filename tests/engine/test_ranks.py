@@ -256,6 +256,6 @@ def test_other_versions_are_refused(crew, place):
 
 
 def test_another_number_of_processes_than_planned_is_refused(crew, place):
-    told = crew.run(2, *asked(place, "three", train__gpus=3, **SIX))
+    told = crew.run(2, *asked(place, "three", train__gpus=3, **SIX), watched=False)
     assert codes(told) == [2, 2]
     assert "train.gpus = 3, and 2 processes were started" in told[0].err
