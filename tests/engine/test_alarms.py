@@ -151,7 +151,7 @@ def test_a_preview_that_holds_far_less_than_earlier_ones(make_plan, tmp_path, ta
     drawing.save(tmp_path / "drawing.png")
     for seed in (1, 2, 3):
         scene(seed, (64, 64)).save(tmp_path / f"{seed}.png")
-    watch = Watch(make_plan())
+    watch = Watch(make_plan(), lambda changes: None)
     watch.taught = lambda: [tmp_path / {"scene": "1.png", "drawing": "drawing.png"}.get(taught, "gone.png")]
     names = ("1.png", "2.png", "drawing.png", "3.png")
     drawn = [PreviewDrawn(update=place, path=str(tmp_path / name), prompt="a") for place, name in enumerate(names)]
