@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 from lorakit.dataset import Dataset
@@ -11,12 +13,11 @@ from lorakit.engine import attention, compiling, memory
 from lorakit.engine.loading import Model
 from lorakit.engine.loop import Samples, Step, Trainer
 from lorakit.engine.measuring import device_name
-from lorakit.engine.phases import Context, phase
+from lorakit.engine.phases import Context, Result, phase
 from lorakit.engine.recomputing import Fit
-from lorakit.errors import LorakitError
 from lorakit.estimate.model import size_of
 from lorakit.estimate.space import STATE
-from lorakit.events import Event, UpdateFinished, Warned
+from lorakit.events import Event, PhaseFinished, PhaseProgress, PhaseStarted, UpdateFinished, Warned
 from lorakit.order import AHEAD, Turn, turns
 from lorakit.registry import Part
 from lorakit.words import count
@@ -56,9 +57,9 @@ class Faster:
         settings = self._plan.settings
         first = next(turns(self._dataset, settings.train, settings.seed))[0]
         file = self._context.cache.folder / "attention.json"
+        forms = yield from self._within(trainer, lambda: attention.seen(lambda: trainer.pass_through(first, samples)))
 
         def work() -> Iterator[str]:
-            forms = attention.seen(lambda: trainer.pass_through(first, samples))
             self.attention = attention.choose(forms, self._device, device_name(self._device), file)
             yield "first batch"
 
@@ -66,35 +67,31 @@ class Faster:
 
     def _compile(self, trainer: Trainer, samples: Samples) -> Iterator[Event]:
         """Compile for the forms that the first batches have; no weight changes."""
-        settings = self._plan.settings
+        settings, began = self._plan.settings, time.perf_counter()
         forms: dict[object, Turn] = {}
         for batches in islice(turns(self._dataset, settings.train, settings.seed), AHEAD):
             for turn in batches:
                 forms.setdefault(trainer.form(turn, samples), turn)
         chosen = list(forms.values())[: compiling.FORMS]
-        try:
-            work = self._compiled(trainer, samples, chosen)
-            yield from phase("compile", len(chosen), work, lambda: f"{count(len(chosen), 'form')} of batches")
-        except Exception as error:
-            told: LorakitError | None = compiling.failed(error)
-            if told is None:
-                raise
-            raise told from error
-
-    def _compiled(self, trainer: Trainer, samples: Samples, chosen: Sequence[Turn]) -> Iterator[str]:
-        for turn in chosen:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
-                trainer.pass_through(turn, samples)
-            yield f"{count(len(turn.samples), 'picture')} of {self._dataset.samples[turn.samples[0]].bucket}"
+        yield PhaseStarted(phase="compile", total=len(chosen))
+        for done, turn in enumerate(chosen, 1):
+            yield from self._within(trainer, partial(_compiled, trainer, turn, samples))
+            told = f"{count(len(turn.samples), 'picture')} of {self._dataset.samples[turn.samples[0]].bucket}"
+            yield PhaseProgress(phase="compile", done=done, note=told)
+        note = f"{count(len(chosen), 'form')} of batches"
+        yield PhaseFinished(phase="compile", seconds=time.perf_counter() - began, note=note)
 
     def update(self, trainer: Trainer, batches: Sequence[Turn], samples: Samples) -> Generator[Event, None, Step]:
-        """One update; where memory runs out while blocks keep their activations, they stop that and it is made again.
+        """One update, made again where memory runs out and blocks still keep their activations.
 
         Draws are functions of the pass and weights move last, so it is the same update.
         """
+        return (yield from self._within(trainer, lambda: trainer.update(batches, samples)))
+
+    def _within(self, trainer: Trainer, work: Callable[[], Result]) -> Generator[Event, None, Result]:
+        """What some work answers; where memory runs out while blocks keep their activations, they stop that."""
         try:
-            return trainer.update(batches, samples)
+            return work()
         except Exception as error:
             if self._fit is None or trainer.stepping or not memory.is_exhausted(error):
                 raise
@@ -103,7 +100,7 @@ class Faster:
                 raise
         memory.release()  # outside of the handler, whose error holds what was computed
         yield Warned(message=said)
-        return trainer.update(batches, samples)
+        return work()
 
     def after(self, done: UpdateFinished, batches: Sequence[Turn]) -> Iterator[Event]:
         """What the first updates say of memory, where the device counts it."""
@@ -114,3 +111,16 @@ class Faster:
         if said:
             memory.release()
             yield Warned(message=said)
+
+
+def _compiled(trainer: Trainer, turn: Turn, samples: Samples) -> None:
+    """A batch through blocks that are compiled on the way."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
+            trainer.pass_through(turn, samples)
+    except Exception as error:
+        told = compiling.failed(error)
+        if told is None:
+            raise
+        raise told from error
