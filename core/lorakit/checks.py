@@ -247,8 +247,38 @@ def offload(table: dict[str, Any], quantizer: Part, request: Request) -> None:
         )
 
 
-def _no_effect(request: Request, name: str, why: str) -> None:
-    raise ConfigError(f"{name} would have no effect", where=request.where(name), why=why, fix="Leave it out.")
+def faster(table: dict[str, Any], variant: Variant, request: Request) -> None:
+    """Refuse ways to be faster that cannot be taken together."""
+    speed, dropout = request.settings.speed, table["lora"]["dropout"]
+    compiled = table["speed"]["compile"] != "off"
+    if speed.adapter == "fused" and (compiled or dropout):
+        why = "speed.compile is not off" if compiled else f"lora.dropout = {dropout:g}"
+        _no_effect(request, "speed.adapter = 'fused'", f"{why}, which needs the plain operations", "speed.adapter")
+    if speed.attention == "timed" and table["model"]["device"] in ("cpu", "mps"):
+        _no_effect(request, "speed.attention = 'timed'", "kernels are timed on CUDA", "speed.attention")
+    if speed.recompute not in (None, 0) and not table["train"]["gradient_checkpointing"]:
+        _no_effect(request, "speed.recompute", "train.gradient_checkpointing is off")
+    if speed.offload and (compiled or table["speed"]["recompute"] != "all"):
+        name, value = ("compile", "off") if compiled else ("recompute", "all")
+        raise ConfigError(
+            f"speed.offload needs speed.{name} = '{value}'",
+            where=request.where(f"speed.{name}") or request.where("speed.offload"),
+            why="the weights of blocks that travel lie elsewhere in every pass",
+            fix=f"Leave speed.{name} out, or speed.offload.",
+        )
+    if speed.recompute == "fit" and variant.size is None:
+        raise ConfigError(
+            "speed.recompute = 'fit' is not possible",
+            where=request.where("speed.recompute"),
+            why="the family does not tell what its blocks keep",
+            fix="Say how many blocks, or all.",
+        )
+
+
+def _no_effect(request: Request, name: str, why: str, setting: str = "") -> None:
+    raise ConfigError(
+        f"{name} would have no effect", where=request.where(setting or name), why=why, fix="Leave it out."
+    )
 
 
 def recovery(quantization: dict[str, Any], request: Request) -> None:

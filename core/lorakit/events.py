@@ -30,7 +30,19 @@ AlarmKind = Literal[
 ]
 
 Phase = Literal[
-    "index", "cache text", "cache images", "load", "quantize", "calibrate", "recover", "train", "save", "draw"
+    "index",
+    "cache text",
+    "cache images",
+    "load",
+    "quantize",
+    "calibrate",
+    "fit",
+    "attention",
+    "compile",
+    "recover",
+    "train",
+    "save",
+    "draw",
 ]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from lorakit.outcomes import Sampling, Validation
 from lorakit.sections import Name
-from lorakit.settings import Data, Lora, Model, Quantization, Scheduler, Settings, TextEncoder, Train
+from lorakit.settings import Data, Lora, Model, Quantization, Scheduler, Settings, Speed, TextEncoder, Train
 
 
 class PlannedModel(Model):
@@ -62,6 +64,15 @@ class PlannedTextEncoder(TextEncoder):
     cache: bool
 
 
+class PlannedSpeed(Speed):
+    """Ways to be faster, decided; the defaults are what runs did that were planned before there was a choice."""
+
+    adapter: Literal["fused", "plain"] = "plain"
+    attention: Literal["timed", "torch"] = "torch"
+    compile: Literal["auto", "blocks", "off"] = "off"
+    recompute: Literal["all", "fit"] | int = "all"
+
+
 class PlannedSampling(Sampling):
     """Previews, decided."""
 
@@ -91,5 +102,6 @@ class Planned(Settings):
     scheduler: PlannedScheduler
     quantization: PlannedQuantization
     text_encoder: PlannedTextEncoder
+    speed: PlannedSpeed = PlannedSpeed()
     sampling: PlannedSampling
     validation: PlannedValidation

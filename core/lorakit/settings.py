@@ -235,7 +235,7 @@ class TextEncoder(Section):
 
 
 class Speed(Section):
-    """Ways to be faster or smaller that change no result."""
+    """Ways to be faster or smaller that change no result beyond rounding."""
 
     modulation: Literal["table", "layers"] | None = Field(
         None,
@@ -248,6 +248,26 @@ class Speed(Section):
         le=1000,
         description="How many of the model's blocks, at most all, wait in host memory and are brought to the GPU one "
         "ahead; for small cards, where it costs time.",
+    )
+    adapter: Literal["fused", "plain"] | None = Field(
+        None,
+        description="`fused` makes each adapted layer one operation, and one of those that read the same; `plain` uses "
+        "torch's own operations. They round sums in another order.",
+    )
+    attention: Literal["timed", "torch"] | None = Field(
+        None,
+        description="On CUDA, `timed` times torch's attention kernels once on the run's own shapes and prefers the "
+        "fastest; `torch` leaves the choice to torch.",
+    )
+    compile: Literal["auto", "blocks", "off"] | None = Field(
+        None,
+        description="`blocks` compiles the repeated block, which takes a minute or more once; `off` does not; `auto` "
+        "compiles on CUDA where triton is installed.",
+    )
+    recompute: Literal["all", "fit"] | Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="How many blocks recompute their activations, where train.gradient_checkpointing is on: `all`, so "
+        "many, or `fit`, as few as free memory allows.",
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorakit.engine.draws import draw
-from lorakit.engine.loop import recompute
+from lorakit.engine.recomputing import Recomputing
 from lorakit.engine.schedulers import FlowMatch
 from lorakit.errors import TrainingError
 from lorakit.order import Turn
@@ -38,7 +38,7 @@ def test_accumulation_of_singles_equals_one_batch(make_plan, make_trainer, sampl
 def test_gradient_checkpointing_gives_equal_gradients(make_plan, make_trainer, samples):
     turn = Turn((0, 4), 11, 0)
     plain, thrifty = make_trainer(make_plan(), noise=0.05), make_trainer(make_plan(), noise=0.05)
-    recompute(thrifty.denoiser.blocks, keeps_random_state=False)
+    Recomputing(thrifty.denoiser.blocks, keeps_random_state=False)
     for trainer in (plain, thrifty):
         trainer.denoiser.module.train()
         trainer.loss(turn, samples).mean().backward()
@@ -52,7 +52,7 @@ def test_gradient_checkpointing_draws_the_same_dropout_twice(make_plan, make_tra
     for keeps in (None, True):
         trainer = make_trainer(make_plan(lora={"dropout": 0.5}), noise=0.05)
         if keeps is not None:
-            recompute(trainer.denoiser.blocks, keeps_random_state=keeps)
+            Recomputing(trainer.denoiser.blocks, keeps_random_state=keeps)
         trainer.denoiser.module.train()
         torch.manual_seed(0)
         trainer.loss(turn, samples).mean().backward()

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lorakit.engine.loop import recompute
 from lorakit.engine.offload import SLOTS, Conveyor, spread
+from lorakit.engine.recomputing import Recomputing
 from lorakit.errors import ConfigError
 from lorakit.events import PhaseFinished, PreviewDrawn
 
@@ -69,7 +69,7 @@ def test_the_same_answers_and_gradients(away):
     for number in spread(6, away):
         conveyor.take(moved[number])
     for one in (plain, moved):
-        recompute(adapted(one), keeps_random_state=False)
+        Recomputing(adapted(one), keeps_random_state=False)
     x = torch.randn(3, 8)
     for _ in range(3):
         for mine, theirs in zip(answers(plain, x), answers(moved, x), strict=True):
@@ -81,7 +81,7 @@ def test_no_more_lies_on_the_device_than_two_blocks():
     before = copy.deepcopy(blocks.state_dict())
     for block in blocks:
         conveyor.take(block)
-    recompute(adapted(blocks), keeps_random_state=False)
+    Recomputing(adapted(blocks), keeps_random_state=False)
     there = []
 
     def look(block, *_):
@@ -108,7 +108,7 @@ def test_each_block_travels_once_in_each_direction(monkeypatch):
     blocks, conveyor = model(6), Conveyor(CPU)
     for block in blocks:
         conveyor.take(block)
-    recompute(adapted(blocks), keeps_random_state=False)
+    Recomputing(adapted(blocks), keeps_random_state=False)
     fetched, inner = [], Conveyor._fetch
     monkeypatch.setattr(Conveyor, "_fetch", lambda self, number: fetched.append(number) or inner(self, number))
     taught = torch.randn(3, 8)

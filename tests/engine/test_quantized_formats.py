@@ -10,8 +10,8 @@ from torch import nn
 
 from lorakit import Kit
 from lorakit.engine.loading import check_facts, holders
-from lorakit.engine.loop import recompute
 from lorakit.engine.quantizers import held, quantize
+from lorakit.engine.recomputing import Recomputing
 from lorakit.errors import ModelError, RuleError
 from lorakit.events import CheckpointSaved, PreviewDrawn, RunFinished
 from tests.engine.quantized import CPU, answers, context_of, error, inputs, loaded, make_plan, write_scenes
@@ -137,7 +137,7 @@ def test_gradients_survive_a_preview_in_between(name, tmp_path, pictures):
 def test_recomputing_activations_changes_nothing(name, tmp_path, pictures):
     denoiser, adapter = shaken(loaded(quantized(name, tmp_path, pictures)))
     before = gradient(denoiser, adapter, torch.float32)
-    recompute(denoiser.blocks, keeps_random_state=False)
+    Recomputing(denoiser.blocks, keeps_random_state=False)
     assert error(gradient(denoiser, adapter, torch.float32), before) < 1e-5
 
 

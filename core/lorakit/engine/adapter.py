@@ -7,6 +7,7 @@ each, and let 8-bit optimizers really hold 8-bit state.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,31 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from lorakit.engine.lora_linear import LoraLinear, Siblings
 from lorakit.engine.parts import Denoiser
 from lorakit.errors import ModelError
 from lorakit.planned import PlannedLora
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer plus `scale` times B A x, where A is (rank, in) and B (out, rank)."""
-
-    def __init__(self, base: nn.Module, lora_a: nn.Parameter, lora_b: nn.Parameter, adapter: Adapter) -> None:
-        super().__init__()
-        self.base = base
-        self.lora_A, self.lora_B = lora_a, lora_b  # peft's names
-        self._adapter = (adapter,)  # in a tuple, so that it is not a sub-module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The base's answer and the adapter's, in the input's number format."""
-        adapter = self._adapter[0]
-        answer: Tensor = self.base(x)
-        if adapter.strength == 0:
-            return answer
-        seen = functional.dropout(x, adapter.dropout, self.training) if adapter.dropout else x
-        inner = functional.linear(seen, self.lora_A.to(x.dtype))
-        return answer + functional.linear(inner, self.lora_B.to(x.dtype)) * (adapter.scale * adapter.strength)
 
 
 class Adapter:
@@ -46,7 +27,7 @@ class Adapter:
 
     `flat` holds all weights and `flat.grad` all gradients; the layers' parameters are views of them, and so are
     `parts`, which learn at rates of their own. `hosts` are the models that it stands on, by component. `strength`
-    multiplies the effect and is 1 in training.
+    multiplies the effect and is 1 in training; where `fused`, each layer is one operation in either direction.
     """
 
     def __init__(
@@ -56,10 +37,11 @@ class Adapter:
         parts: Sequence[Part],
         hosts: Mapping[str, nn.Module],
         settings: PlannedLora,
+        fused: bool = False,
     ) -> None:
         self.layers, self.flat, self.parts, self.hosts = layers, flat, parts, hosts
         self.rank, self.scale, self.dropout = settings.rank, settings.alpha / settings.rank, settings.dropout
-        self.strength = 1.0
+        self.strength, self.fused = 1.0, fused
 
     @property
     def grad(self) -> Tensor:
@@ -68,9 +50,13 @@ class Adapter:
         return self.flat.grad
 
     def train(self) -> None:
-        """Put everything that the adapter stands on in its training mode."""
+        """Put everything that the adapter stands on in its training mode.
+
+        What is in it already is left alone: setting the mode of a thousand modules takes milliseconds.
+        """
         for module in self.hosts.values():
-            module.train()
+            if not module.training:
+                module.train()
 
     def pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(layer name, A, B with the scale folded in), in fp32 on the CPU."""
@@ -120,7 +106,13 @@ class Part:
 
 
 def attach(
-    denoiser: Denoiser, settings: PlannedLora, seed: int, device: torch.device, also: Sequence[Host] = ()
+    denoiser: Denoiser,
+    settings: PlannedLora,
+    seed: int,
+    device: torch.device,
+    also: Sequence[Host] = (),
+    *,
+    fused: bool = True,
 ) -> Adapter:
     """Put an adapter on every layer, inside the blocks, whose name is or ends with one of the targets.
 
@@ -137,8 +129,8 @@ def attach(
     draws = torch.Generator().manual_seed(seed)
     layers: dict[str, LoraLinear] = {}
     parts: list[Part] = []
-    adapter = Adapter(layers, flat, parts, {host.component: host.module for host in hosts}, settings)
-    offset = 0
+    adapter = Adapter(layers, flat, parts, {host.component: host.module for host in hosts}, settings, fused)
+    offset, siblings = 0, defaultdict[nn.Module, Siblings](Siblings)
     for host, found in places:
         first = offset
         for name, parent, child, base in found:
@@ -147,7 +139,7 @@ def attach(
             lora_a, offset = _view(flat, offset, (settings.rank, inputs))
             lora_b, offset = _view(flat, offset, (outputs, settings.rank))
             lora_a.data.copy_(start)
-            layers[name] = LoraLinear(base, lora_a, lora_b, adapter)
+            layers[name] = LoraLinear(base, lora_a, lora_b, adapter, siblings[parent])
             setattr(parent, child, layers[name])
         whole = offset - first == size
         parts.append(Part(flat if whole else _view(flat, first, (offset - first,))[0], host.share))

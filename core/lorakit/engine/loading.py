@@ -11,16 +11,16 @@ from pathlib import Path
 
 from torch import nn
 
-from lorakit.engine import correction, memory
+from lorakit.engine import compiling, correction, memory
 from lorakit.engine.adapter import Adapter, Host, attach
 from lorakit.engine.correction import Recovery, correct
-from lorakit.engine.loop import recompute
 from lorakit.engine.modulation import ModulationTable
 from lorakit.engine.offload import Conveyor, Travelling
 from lorakit.engine.parts import Denoiser, TextEncoder
 from lorakit.engine.phases import Context, Work, phase
 from lorakit.engine.quantized_cache import QuantizedCache
 from lorakit.engine.quantizers import NOTHING, Quantizer, Spared, describe, held, quantize, spared_by
+from lorakit.engine.recomputing import Recomputing
 from lorakit.engine.weights import Weights, check_names, fill
 from lorakit.errors import ModelError
 from lorakit.events import Event, Warned
@@ -29,11 +29,12 @@ from lorakit.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The denoiser, the adapter that stands on it, and the table of its modulation, where there is one."""
+    """The denoiser, the adapter that stands on it, the table of its modulation, and what recomputes."""
 
     denoiser: Denoiser
     adapter: Adapter
     table: ModulationTable | None = None
+    recomputing: Recomputing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,17 @@ def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[Mod
     base = yield from load_base(context)
     denoiser = base.denoiser
     hosts = text_hosts(context, encoder) if encoder and settings.text_encoder.train else ()
-    adapter = attach(denoiser, settings.lora, settings.seed, context.device, hosts)
-    if settings.train.gradient_checkpointing:
-        recompute(denoiser.blocks, keeps_random_state=settings.lora.dropout > 0)
+    fused = settings.speed.adapter == "fused"
+    adapter = attach(denoiser, settings.lora, settings.seed, context.device, hosts, fused=fused)
+    if compiling.wanted(settings.speed.compile, context.device):
+        compiling.compile_blocks(denoiser.blocks)
+    recomputing = None
+    if settings.train.gradient_checkpointing and settings.speed.recompute != 0:
+        planned = settings.speed.recompute
+        count = planned if isinstance(planned, int) else None
+        recomputing = Recomputing(denoiser.blocks, settings.lora.dropout > 0, count)
     check_facts(context.plan, denoiser, adapter, *holders(context))
-    return Model(denoiser, adapter, base.table)
+    return Model(denoiser, adapter, base.table, recomputing)
 
 
 def load_base(context: Context) -> Work[Base]:

@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lorakit.advice import loss_spikes
 from lorakit.alarms import Pass
@@ -115,16 +112,18 @@ class Trainer:
         for turn in self.ranks.own(turns):
             with self._seeded("dropout", turn.first_pass, self._drops):
                 loss = self.loss(turn, samples)
-                (loss.sum() / pictures).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
+                losses.append(loss.detach())
+                mean = loss.sum() / pictures
+                del loss  # so that its graph goes with the backward pass
+                mean.backward()  # type: ignore[no-untyped-call]
         losses[:], self._drawn[:] = self.ranks.settled(self.adapter.grad, losses, self._drawn, turns)
         norm = self.adapter.grad.norm()
         told: list[float] = torch.cat([*losses, norm[None], *self._reach()]).tolist()  # the one wait for the device
         shown = (index for turn in turns for index in turn.samples)
         together = zip(shown, self._drawn, told, strict=False)  # norms stand after the losses
         passes = tuple(Pass(sample, *drawn, value) for sample, drawn, value in together)
-        mean, length, reach = sum(told[:pictures]) / pictures, told[pictures], told[pictures + 1 :]
-        self._check(mean, length, passes)
+        average, length, reach = sum(told[:pictures]) / pictures, told[pictures], told[pictures + 1 :]
+        self._check(average, length, passes)
         limit = self.plan.settings.train.max_grad_norm
         if limit:
             self.adapter.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
@@ -137,7 +136,7 @@ class Trainer:
         self.updates += 1
         self._follow()
         self.stepping = False
-        return Step(mean, length, rate, passes, reach[0] if reach else None)
+        return Step(average, length, rate, passes, reach[0] if reach else None)
 
     def _reach(self) -> list[Tensor]:
         """The norm of the adapter's B halves, (1,), after 1, 2, 4, 8 updates and so on, and each hundredth."""
@@ -158,6 +157,14 @@ class Trainer:
         if self._table is None:
             return Foresight((), {})
         return self._table.foresee({key: self.denoiser.condition(t, about) for key, t, about in told})
+
+    def pass_through(self, turn: Turn, samples: Samples) -> None:
+        """A batch forward and backward that leaves nothing behind, in the mode of training."""
+        self.adapter.train()
+        with self._seeded("dropout", turn.first_pass, self._drops):
+            self.loss(turn, samples).sum().backward()  # type: ignore[no-untyped-call]
+        self.adapter.grad.zero_()
+        self._drawn.clear()
 
     def loss(self, turn: Turn, samples: Samples) -> Tensor:
         """The weighted squared error of each picture of a batch, (B,), in fp32."""
@@ -199,6 +206,13 @@ class Trainer:
         clean, noise, t = (tensor.to(self.device) for tensor in (clean, noise, t))
         return Prepared(clean, noise, t, self.told(items, texts), drawn)
 
+    def form(self, turn: Turn, samples: Samples) -> object:
+        """What code compiled for a batch depends on: how many pictures, their shape, and how long their texts are."""
+        items = [samples(index) for index in turn.samples]
+        texts = [item.text.lengths if isinstance(item.text, Text) else item.text for item in items]
+        shapes = [tuple(one.shape) for one in (items[0].latents, *items[0].references)]
+        return len(items), tuple(shapes), max(texts, key=str)
+
     def told(self, items: Sequence[Item], texts: Sequence[Said]) -> Batch:
         """What the model is told of items that have these texts."""
         text = self._conditions(texts).to(self.device, self.dtype)
@@ -219,7 +233,10 @@ class Trainer:
             return
         devices = [self.device] if self.device.type == "cuda" else []
         with RANDOM, torch.random.fork_rng(devices):
-            torch.manual_seed(seed_of(what, self.plan.settings.seed, number))
+            seed = seed_of(what, self.plan.settings.seed, number)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would take longer than an optimizer's step
+            if devices:
+                torch.cuda.manual_seed(seed)
             yield
 
     def state(self) -> State:
@@ -264,15 +281,3 @@ class Trainer:
             why=f"it was computed on {', '.join(shown)}",
             fix=f"In a new run try, in this order: {'; '.join(loss_spikes(self.plan))}",
         )
-
-
-def recompute(blocks: Sequence[nn.Module], keeps_random_state: bool) -> None:
-    """Make every block forget its activations and compute them again in the backward pass."""
-    for block in blocks:
-        block.forward = partial(_recomputed, block.forward, keeps_random_state)
-
-
-def _recomputed(forward: Callable[..., Any], keeps_random_state: bool, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keeps_random_state, **kwargs)

@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from lorakit.dataset import Dataset, Reference, Sample, index, previewed
+from torch import Tensor
+
+from lorakit.dataset import Dataset, Framed, Reference, Sample, index, previewed
 from lorakit.engine.caching import LatentStore, Scene, TextStore, cache_images, cache_text, live, load_encoder
 from lorakit.engine.loop import Item
 from lorakit.engine.parts import Conditions, ImageCoder, Said, Text, TextEncoder, Words
@@ -21,6 +23,7 @@ from lorakit.validation import Exam, exam, split
 from lorakit.words import count
 
 TEXTS_KEPT = 256  # texts held in memory between the passes that need them
+LATENTS_KEPT = 4_000_000  # bytes of latents held so: those of four pictures at 1024 x 1024, or all of a small run
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Material:
     coder: ImageCoder | None
     encoder: TextEncoder | None = None
     _kept: dict[Words, Text] = field(default_factory=dict)
+    _latents: dict[Framed, Tensor] = field(default_factory=dict)
+    _held: int = 0
 
     @property
     def conditions(self) -> Conditions:
@@ -69,12 +74,22 @@ class Material:
     def _item(self, sample: Sample) -> Item:
         dropout = self.context.plan.settings.train.caption_dropout
         return Item(
-            self.latents[sample.framed],
+            self._encoded(sample.framed),
             self._text(sample.caption, sample.references),
             self._text("", sample.references) if dropout else None,
-            tuple(self.latents[one.framed] for one in sample.references),
+            tuple(self._encoded(one.framed) for one in sample.references),
             sample.framed.sizes,
         )
+
+    def _encoded(self, picture: Framed) -> Tensor:
+        """A picture's latents: from the disk, or from memory while all that were asked for are few."""
+        found = self._latents.get(picture)
+        if found is None:
+            found = self.latents[picture]
+            if self._held + found.nbytes <= LATENTS_KEPT:
+                self._latents[picture] = found
+                self._held += found.nbytes
+        return found
 
     def subjects(self) -> list[Subject]:
         """What previews draw."""

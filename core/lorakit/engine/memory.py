@@ -6,8 +6,8 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -39,6 +39,29 @@ def peak(device: torch.device) -> int:
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def free(device: torch.device) -> int:
+    """Bytes that can still be had: of the device's memory, or of the system's on a CPU; 0 where nobody tells."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0  # another system than Linux
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+def held(device: torch.device) -> int:
+    """Bytes of a device's memory that tensors are in; 0 on a CPU, where nobody counts them apart.
+
+    From here on `peak` tells the most of what comes.
+    """
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
 def spilled(device: torch.device) -> int:
@@ -75,6 +98,17 @@ def release() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     trim()
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """For a while, Python's collector leaves alone what is there now: a loaded model is large and never garbage."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def trim() -> None:

@@ -28,11 +28,11 @@ from lorakit.engine.cache import Cache, write_atomically
 from lorakit.engine.correction import BASE, QUANTIZATION, RANK, Corrected, Halves, correct
 from lorakit.engine.fitting import BlockFit, Recipe
 from lorakit.engine.loading import Loader
-from lorakit.engine.loop import recompute
 from lorakit.engine.objective import make_scheduler
 from lorakit.engine.parts import Denoiser
 from lorakit.engine.phases import Context, StopAsked
 from lorakit.engine.quantizers import linears, quantize
+from lorakit.engine.recomputing import Recomputing
 from lorakit.engine.source import cache_folder, locate
 from lorakit.engine.streams import Shares, Streams
 from lorakit.engine.together import Together, take_in
@@ -110,7 +110,7 @@ class Making:
         self.walks.close()
         for name, student in students.items():
             denoiser.module.set_submodule(name, student)
-        recompute(list(students.values()), keeps_random_state=False)
+        Recomputing(list(students.values()), keeps_random_state=False)
         if self.recipe.updates:
             take_in(denoiser.module, self.recipe.rank)
         together = self._whole(denoiser, shown, wanted)

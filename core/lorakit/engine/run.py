@@ -15,10 +15,11 @@ from lorakit import workflow
 from lorakit.alarms import Watch
 from lorakit.changes import fixed
 from lorakit.control import Control
-from lorakit.engine import checkpoint, lora_file, memory, preview
+from lorakit.engine import attention, checkpoint, lora_file, memory, preview
 from lorakit.engine.attended import Attended
 from lorakit.engine.cache import Cache, sync, write_atomically
 from lorakit.engine.checking import Checking
+from lorakit.engine.faster import Faster
 from lorakit.engine.gallery import Gallery
 from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
@@ -126,10 +127,13 @@ class Run:
         self.denoiser, self.adapter = self.model.denoiser, self.model.adapter
         trainer = self._trainer(material, scheduler, start)
         yield from self._calibrate(trainer, material)
+        self.faster = Faster(context, self.dataset, self.model, self.optimizer_part)
+        yield from self.faster.begin(trainer, material.item)
         painter = self._painter(material)
         self.gallery = Gallery(context, trainer, painter, self.watch) if painter else None
         self.validator = Validator(trainer, material.exam(), self.context.check)
-        yield from self._train(trainer, material)
+        with memory.settled(), attention.preferred(self.faster.attention):
+            yield from self._train(trainer, material)
         if self.ranks.first:
             yield from self._finish(trainer, painter)
 
@@ -202,7 +206,7 @@ class Run:
         then = time.perf_counter()
         for batches in self._foreseen(trainer, material):
             self.context.check()
-            step = trainer.update(batches, material.item)
+            step = yield from self.faster.update(trainer, batches, material.item)
             passes = batches[-1].first_pass + len(batches[-1].samples)
             now = time.perf_counter()
             done = UpdateFinished(
@@ -217,7 +221,9 @@ class Run:
             )
             yield done
             yield from checking.after(done)
-            yield from self.watch.after(done, step.passes, step.reach, memory.spilled(self.device))
+            yield from self.faster.after(done, batches)
+            spilled = memory.spilled(self.device) if self.watch.looks_at_memory(done.update) else 0
+            yield from self.watch.after(done, step.passes, step.reach, spilled)
             yield from self._at(trainer.updates)
             then = time.perf_counter()
         seconds = time.perf_counter() - began

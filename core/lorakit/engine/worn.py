@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lorakit.engine.adapter import Adapter, LoraLinear
+from lorakit.engine.adapter import Adapter
+from lorakit.engine.lora_linear import LoraLinear
 from lorakit.engine.lora_pairs import Pair, Pairs
 from lorakit.errors import ModelError
 from lorakit.family import Family

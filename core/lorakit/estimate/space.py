@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lorakit.estimate.figures import Disk, Memory
-from lorakit.estimate.work import BYTES, Case
+from lorakit.estimate.work import BYTES, Case, cases
 from lorakit.family import Family
 from lorakit.order import AHEAD
 from lorakit.plan import Plan
@@ -82,9 +82,11 @@ def memory(
     each, batch = BYTES[settings.train.precision], settings.train.batch_size
     trained = size.adapter_parameters(settings.lora.targets, settings.lora.rank)
     adapter = trained * (8 + (STATE if optimizer.held is None else optimizer.held) + (4 if settings.train.ema else 0))
-    activations = max(_activations(plan, size, case) for case in found) * each * batch
-    if not settings.train.gradient_checkpointing and each < 4:
-        activations += trained * each  # the adapter's weights in the number format of what they are multiplied with
+    again = recomputed(plan, size)
+    activations = max(_activations(plan, size, case, again) for case in found) * each * batch
+    if again < size.blocks and each < 4:
+        # the adapter's weights in the number format of what they are multiplied with
+        activations += trained * each * (1 - again / size.blocks)
     temporary = max(size.running.temporary * size.length(case.tokens) for case in found) * each * batch
     largest = max(one.inputs * one.outputs for one in size.linears)
     coder = size.coder.parameters * 4
@@ -116,12 +118,35 @@ def memory(
         )
 
 
-def _activations(plan: Plan, size: Size, case: Case) -> float:
-    """Elements that one picture keeps for its backward pass."""
-    kept = size.kept(case.tokens, plan.settings.lora.targets)
+def recomputed(plan: Plan, size: Size) -> int:
+    """Blocks that recompute their activations, as planned; all of them where free memory decides later."""
     if not plan.settings.train.gradient_checkpointing:
-        return kept
-    return size.running.checkpointed * size.length(case.tokens) + kept / size.blocks
+        return 0
+    planned = plan.settings.speed.recompute
+    return min(planned, size.blocks) if isinstance(planned, int) else size.blocks
+
+
+def _activations(plan: Plan, size: Size, case: Case, again: int) -> float:
+    """Elements that one picture keeps for its backward pass where so many blocks recompute theirs."""
+    kept = size.kept(case.tokens, plan.settings.lora.targets) / size.blocks
+    held = size.running.checkpointed * size.length(case.tokens) * again / size.blocks
+    return held + kept * (size.blocks - again) + (kept if again else 0)
+
+
+def needed(plan: Plan, size: Size, again: int) -> float:
+    """Bytes that a batch of the largest case takes beside weights where so many blocks recompute their activations."""
+    settings = plan.settings
+    each = BYTES[settings.train.precision] * settings.train.batch_size
+    return max(
+        _activations(plan, size, case, again) + size.running.temporary * size.length(case.tokens)
+        for case in cases(plan, size)
+    ) * float(each)
+
+
+def fitting(plan: Plan, size: Size, room: float) -> int:
+    """The fewest blocks that must recompute their activations for a batch to take no more than `room` bytes."""
+    counts = (count for count in range(size.blocks + 1) if needed(plan, size, count) <= room)
+    return next(counts, size.blocks)
 
 
 def host(plan: Plan, size: Size, family: Family, away: float = 0.0) -> float:

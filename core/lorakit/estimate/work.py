@@ -55,12 +55,20 @@ def _case(shape: Shape, seen: tuple[Shape, ...], pictures: int, plan: Plan, size
     return Case(tokens=tokens, pixels=pixels, pictures=pictures)
 
 
+def again_share(plan: Plan, size: Size) -> float:
+    """The share of blocks that are computed a second time; all of them where free memory decides later."""
+    if not plan.settings.train.gradient_checkpointing:
+        return 0.0
+    planned = plan.settings.speed.recompute
+    return min(1.0, planned / size.blocks) if isinstance(planned, int) else 1.0
+
+
 def flops(plan: Plan, size: Size, tokens: Tokens) -> float:
     """FLOPs of one picture's pass, forward and backward, the adapter's and what checkpointing recomputes included.
 
     The backward pass has the gradient of every input and of no frozen weight: one forward pass' worth of products.
     """
-    again = int(plan.settings.train.gradient_checkpointing)
+    again = again_share(plan, size)
     lora, forward = plan.settings.lora, size.attention_flops(tokens)
     return (
         size.block_flops(tokens) * (1 + again)
@@ -74,7 +82,7 @@ def flops(plan: Plan, size: Size, tokens: Tokens) -> float:
 def seconds(plan: Plan, size: Size, tokens: Tokens, batch: int, rates: Rates, quantizer: Part | None) -> float:
     """How long a batch takes on the device, forward and backward: products, attention, everything else by its bytes."""
     settings = plan.settings
-    again, lora = int(settings.train.gradient_checkpointing), settings.lora
+    again, lora = again_share(plan, size), settings.lora
     speed, forward = rates.speeds[settings.train.precision], size.attention_flops(tokens) * batch
     products = batch * sum(_products(size, tokens, plan, rates))
     attention = forward * ((1 + again) / speed.attention[0] + FLASH_BACKWARD / speed.attention[1])
@@ -95,7 +103,7 @@ def travelling(away: float, rates: Rates) -> float:
 
 def _products(size: Size, tokens: Tokens, plan: Plan, rates: Rates) -> Iterator[float]:
     """Seconds of matrix products, for each kind of layer at the rate of its width."""
-    again, lora = int(plan.settings.train.gradient_checkpointing), plan.settings.lora
+    again, lora = again_share(plan, size), plan.settings.lora
     speed = rates.speeds[plan.settings.train.precision]
     for one in size.linears:
         passes = (1 if one.sees != "once" else 0) + 1 + again
@@ -106,7 +114,7 @@ def _products(size: Size, tokens: Tokens, plan: Plan, rates: Rates) -> Iterator[
 
 def _moved(size: Size, tokens: Tokens, plan: Plan) -> float:
     """Elements that element-wise operations of one picture read and write."""
-    again, running = int(plan.settings.train.gradient_checkpointing), size.running
+    again, running = again_share(plan, size), size.running
     frozen = (running.moved[0] * (1 + again) + running.moved[1]) * size.length(tokens)
 
     def adapter(one: Linears) -> float:
@@ -119,7 +127,7 @@ def _moved(size: Size, tokens: Tokens, plan: Plan) -> float:
     )
 
 
-def _restored(size: Size, again: int) -> float:
+def _restored(size: Size, again: float) -> float:
     """Weights restored in one batch: for each direction that a quantized layer is used in."""
     return sum(one.weights * ((1 if one.sees != "once" else 0) + 1 + again) for one in size.linears)
 

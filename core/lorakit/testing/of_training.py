@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lorakit import Plan
 from lorakit.control import Control
-from lorakit.engine.adapter import LoraLinear
 from lorakit.engine.draws import draw
 from lorakit.engine.loading import Model, load_model
 from lorakit.engine.loop import Item, Trainer
+from lorakit.engine.lora_linear import LoraLinear
 from lorakit.engine.material import Material, gather
 from lorakit.engine.objective import make_scheduler
 from lorakit.engine.quantizers import Calibrated
