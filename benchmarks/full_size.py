@@ -121,6 +121,7 @@ def planned(subject: Subject, room: Path, settings: dict[str, Any], tiny: bool) 
             "resolution": side,
             "precision": "bf16",
             "gradient_checkpointing": True,
+            "accumulation": 1,
             "caption_dropout": 0,
         },
         "quantization": {"name": "none", "cache": False},

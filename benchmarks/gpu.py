@@ -30,11 +30,15 @@ from full_size import SUBJECTS, Pool, Subject, channels_of, item, planned
 ROOM = Path(__file__).parent / "results"
 UPDATES, TINY_UPDATES = 12, 3
 SECONDS = 150  # for one case
-PLAIN = {"modulation": "layers"}
+PLAIN = {"modulation": "layers", "adapter": "plain", "attention": "torch", "recompute": "all", "compile": "off"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen, as diffusers' script": ("qwen", {"loop": "diffusers"}),
     "qwen, plain": ("qwen", {"speed": PLAIN}),
-    "qwen, modulation ahead": ("qwen", {}),
+    "qwen, + modulation ahead": ("qwen", {"speed": {**PLAIN, "modulation": "table"}}),
+    "qwen, + fused adapter": ("qwen", {"speed": {**PLAIN, "modulation": "table", "adapter": "fused"}}),
+    "qwen, + attention timed": ("qwen", {"speed": {"recompute": "all"}}),
+    "qwen, + recompute as memory asks": ("qwen", {}),
+    "qwen, + compiled blocks": ("qwen", {"speed": {"compile": "blocks", "adapter": "plain"}}),
     "qwen, int8": ("qwen", {"quantization": {"name": "int8"}}),
     "qwen, int8-fast": ("qwen", {"quantization": {"name": "int8-fast"}}),
     "qwen, int8, half the blocks in host memory": (
@@ -57,47 +61,64 @@ def lorakit_updates(subject: Subject, plan: Any, kit: Any, tiny: bool, gradient:
     import torch
 
     from lorakit.control import Control
-    from lorakit.engine import loading, memory
+    from lorakit.dataset import index
+    from lorakit.engine import attention, loading, memory
     from lorakit.engine.cache import Cache
+    from lorakit.engine.faster import Faster
     from lorakit.engine.loading import load_model
     from lorakit.engine.loop import Trainer
     from lorakit.engine.objective import make_scheduler
     from lorakit.engine.phases import Context
     from lorakit.engine.quantizers import Calibrated
     from lorakit.engine.source import cache_folder, locate
-    from lorakit.order import Turn
+    from lorakit.order import turns
 
     loading.Weights = Pool  # type: ignore[misc, assignment]
     family = kit.shelves.families[subject.family]
     device = memory.device_for(plan.settings.model.device)
     source, cache = locate(plan, family), Cache(cache_folder(plan))
     context = Context(plan, family, kit.shelves, source, cache, device, Control())
-    work = load_model(context)
+    model = drained(load_model(context))
+    groups = [part.group for part in model.adapter.parts]
+    part = kit.shelves.optimizers["adamw"]
+    optimizer = part.resolve()(groups, plan.settings.optimizer)
+    shown = item(subject, tiny, dict(model.denoiser.module.config), channels_of(plan, source))
+    trainer = Trainer(
+        plan,
+        model.denoiser,
+        model.adapter,
+        make_scheduler(context),
+        optimizer,
+        family.patch,
+        source.dtype,
+        table=model.table,
+    )
+    dataset = index(plan.settings.data, family.planned_sizing(plan.settings))
+    coming = list(turns(dataset, plan.settings.train, plan.settings.seed))
+    quantizer = kit.shelves.quantizers[plan.settings.quantization.name].resolve()()
+    if isinstance(quantizer, Calibrated):
+        with model.adapter.at(1.0, torch.zeros_like(model.adapter.flat)):
+            quantizer.calibrate(model.denoiser.blocks, lambda: trainer.loss(coming[0][0], lambda _: shown).sum())
+        model.adapter.grad.zero_()
+    faster = Faster(context, dataset, model, part)
+    drained(faster.begin(trainer, lambda _: shown))
+    with memory.settled(), attention.preferred(faster.attention):
+        for number, batches in enumerate(coming):
+            trainer.foresee([batches], lambda _: shown)
+            step = drained(faster.update(trainer, batches, lambda _: shown))
+            if number == 0:
+                torch.save(model.adapter.grad.float().cpu(), gradient)
+            yield step.loss
+
+
+def drained(events: Any) -> Any:
+    """What a generator of events answers at its end."""
+    events = iter(events)
     while True:
         try:
-            next(work)
+            next(events)
         except StopIteration as end:
-            model = end.value
-            break
-    groups = [part.group for part in model.adapter.parts]
-    optimizer = kit.shelves.optimizers["adamw"].resolve()(groups, plan.settings.optimizer)
-    scheduler = make_scheduler(context)
-    config = dict(model.denoiser.module.config)
-    shown = item(subject, tiny, config, channels_of(plan, source))
-    dtype = source.dtype
-    trainer = Trainer(plan, model.denoiser, model.adapter, scheduler, optimizer, family.patch, dtype, table=model.table)
-    quantizer = kit.shelves.quantizers[plan.settings.quantization.name].resolve()()
-    for number in range(plan.settings.train.updates):
-        turn = Turn((0,), number, 0)
-        if number == 0 and isinstance(quantizer, Calibrated):
-            with model.adapter.at(1.0, torch.zeros_like(model.adapter.flat)):
-                quantizer.calibrate(model.denoiser.blocks, lambda turn=turn: trainer.loss(turn, lambda _: shown).sum())
-            model.adapter.grad.zero_()
-        trainer.foresee([[turn]], lambda _: shown)
-        step = trainer.update([turn], lambda _: shown)
-        if number == 0:
-            torch.save(model.adapter.grad.float().cpu(), gradient)
-        yield step.loss
+            return end.value
 
 
 def script_updates(subject: Subject, plan: Any, tiny: bool) -> Iterator[float]:
