@@ -76,7 +76,7 @@ def _smaller(plan: Plan) -> Iterator[tuple[str, Changes]]:
         smaller = max(512, side * 3 // 4 // 64 * 64)
         yield f"train.resolution = {smaller}", {"train": {"resolution": smaller}}
     if not settings.train.gradient_checkpointing:
-        checkpointed: Changes = {"train": {"gradient_checkpointing": True}, "speed": {"recompute": "all"}}
+        checkpointed = {"train": {"gradient_checkpointing": True}}
         yield "train.gradient_checkpointing = true, for about a third more time", checkpointed
     elif isinstance(settings.speed.recompute, int):
         yield "speed.recompute = 'all'", {"speed": {"recompute": "all"}}

@@ -109,7 +109,7 @@ def source(table: dict[str, Any], family: Family, variant: Variant, request: Req
     file = None if source == TOY else _local(source, request, "model.source")
     if file is None or not file.is_file():
         if config is not None:
-            _no_effect(request, "model.config", "only a model.source that is one file has its configuration elsewhere")
+            no_effect(request, "model.config", "only a model.source that is one file has its configuration elsewhere")
         folder = file
     else:
         problem = family.file_problem(header(file, request.where("model.source")))
@@ -184,7 +184,7 @@ def unread(table: dict[str, Any], scheduler: Part, variant: Variant, request: Re
     for name in OPTIONAL:
         if table["scheduler"][name] is not None and name not in scheduler.settings:
             reads = ", ".join(scheduler.settings) or "none of these"
-            _no_effect(request, f"scheduler.{name}", f"'{scheduler.name}' reads {reads}")
+            no_effect(request, f"scheduler.{name}", f"'{scheduler.name}' reads {reads}")
     text = table["text_encoder"]
     if text["train"] and text["cache"]:
         raise ConfigError(
@@ -194,88 +194,17 @@ def unread(table: dict[str, Any], scheduler: Part, variant: Variant, request: Re
             fix="Leave text_encoder.cache out, or set text_encoder.train = false.",
         )
     if text["learning_rate"] is not None and not text["train"]:
-        _no_effect(request, "text_encoder.learning_rate", "the text encoder is not trained")
+        no_effect(request, "text_encoder.learning_rate", "the text encoder is not trained")
     if table["train"]["guidance"] is not None and variant.guidance != "embedded":
-        _no_effect(request, "train.guidance", "this variant is not told of guidance")
+        no_effect(request, "train.guidance", "this variant is not told of guidance")
     if variant.guidance == "none" and table["sampling"]["guidance"] not in (None, 1):
-        _no_effect(request, "sampling.guidance", "this variant draws without guidance")
+        no_effect(request, "sampling.guidance", "this variant draws without guidance")
     if variant.guidance != "true" and request.where("sampling.negative"):
-        _no_effect(request, "sampling.negative", "this variant is not guided by a negative prompt")
+        no_effect(request, "sampling.negative", "this variant is not guided by a negative prompt")
 
 
-def no_table(table: dict[str, Any], family: Family) -> str:
-    """Why modulation cannot be worked out ahead, if it cannot."""
-    if not family.modulation:
-        return f"{family.title} has no modulation layers"
-    if table["quantization"]["recovery"] is not None:
-        return "the recovery adapter corrects quantized modulation layers too"
-    if family.modulated_by_text and table["text_encoder"]["train"]:
-        return "its modulation depends on the text encoder, which is trained"
-    return ""
-
-
-def modulation(table: dict[str, Any], family: Family, request: Request) -> None:
-    """Refuse to work modulation out ahead where it cannot be, or to say how where there is none."""
-    asked, obstacle = request.settings.speed.modulation, no_table(table, family)
-    if obstacle and (asked == "table" or (asked and not family.modulation)):
-        raise ConfigError(
-            f"speed.modulation = '{asked}' is not possible",
-            where=request.where("speed.modulation"),
-            why=obstacle,
-            fix="Leave it out.",
-        )
-
-
-def offload(table: dict[str, Any], quantizer: Part, request: Request) -> None:
-    """Blocks travel only where nothing of them has to stay between their forward and their backward pass."""
-    if not table["speed"]["offload"]:
-        return
-    where = request.where("speed.offload")
-    if not table["train"]["gradient_checkpointing"]:
-        raise ConfigError(
-            "speed.offload needs train.gradient_checkpointing",
-            where=where,
-            why="without it the backward pass keeps every block's weights on the device",
-            fix="Set train.gradient_checkpointing = true, or leave speed.offload out.",
-        )
-    if quantizer.stays:
-        raise ConfigError(
-            f"speed.offload does not go with quantization.name = '{quantizer.name}'",
-            where=where,
-            why="its layers must lie on the device from the start",
-            fix="Choose another quantization, or leave speed.offload out.",
-        )
-
-
-def faster(table: dict[str, Any], variant: Variant, request: Request) -> None:
-    """Refuse ways to be faster that cannot be taken together."""
-    speed, dropout = request.settings.speed, table["lora"]["dropout"]
-    compiled = table["speed"]["compile"] != "off"
-    if speed.adapter == "fused" and (compiled or dropout):
-        why = "speed.compile is not off" if compiled else f"lora.dropout = {dropout:g}"
-        _no_effect(request, "speed.adapter = 'fused'", f"{why}, which needs the plain operations", "speed.adapter")
-    if speed.attention == "timed" and table["model"]["device"] in ("cpu", "mps"):
-        _no_effect(request, "speed.attention = 'timed'", "kernels are timed on CUDA", "speed.attention")
-    if speed.recompute not in (None, 0) and not table["train"]["gradient_checkpointing"]:
-        _no_effect(request, "speed.recompute", "train.gradient_checkpointing is off")
-    if speed.offload and (compiled or table["speed"]["recompute"] != "all"):
-        name, value = ("compile", "off") if compiled else ("recompute", "all")
-        raise ConfigError(
-            f"speed.offload needs speed.{name} = '{value}'",
-            where=request.where(f"speed.{name}") or request.where("speed.offload"),
-            why="the weights of blocks that travel lie elsewhere in every pass",
-            fix=f"Leave speed.{name} out, or speed.offload.",
-        )
-    if speed.recompute == "fit" and variant.size is None:
-        raise ConfigError(
-            "speed.recompute = 'fit' is not possible",
-            where=request.where("speed.recompute"),
-            why="the family does not tell what its blocks keep",
-            fix="Say how many blocks, or all.",
-        )
-
-
-def _no_effect(request: Request, name: str, why: str, setting: str = "") -> None:
+def no_effect(request: Request, name: str, why: str, setting: str = "") -> None:
+    """Refuse a setting that changes nothing; `setting` is its name where `name` says more than that."""
     raise ConfigError(
         f"{name} would have no effect", where=request.where(setting or name), why=why, fix="Leave it out."
     )

@@ -12,7 +12,7 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel, ValidationError
 
-from lorakit import __version__, checks, gpus, validation
+from lorakit import __version__, checks, gpus, speed, validation
 from lorakit.config import explain, leaves
 from lorakit.dataset import Dataset, Sizing, index
 from lorakit.errors import ConfigError, PluginError
@@ -70,9 +70,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _note_the_rest(draft)
     checks.source(draft.table, family, variant, request)
     checks.unread(draft.table, shelves.schedulers[draft.table["scheduler"]["name"]], variant, request)
-    checks.modulation(draft.table, family, request)
-    checks.offload(draft.table, shelves.quantizers[draft.table["quantization"]["name"]], request)
-    checks.faster(draft.table, variant, request)
+    speed.refuse(draft.table, family, variant, shelves.quantizers[draft.table["quantization"]["name"]], request)
     checks.recovery(draft.table["quantization"], request)
     settings = _planned(draft)
     plan = Plan(
@@ -155,7 +153,7 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
         because = "the area at which the variant's text encoder sees them"
         draft.fill("text_encoder.reference_resolution", variant.text_reference_resolution, owner, because)
     _fill_conditioning(draft, variant, owner)
-    _fill_speed(draft, family, variant)
+    speed.fill(draft.fill, draft.table, draft.request, family, variant)
     default = settings.trigger or f"{family.name}-{draft.table['variant']}"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-._") or family.name
     draft.fill("name", name[:100], "lorakit", "the trigger" if settings.trigger else "family and variant")
@@ -196,41 +194,6 @@ def _fill_conditioning(draft: Draft, variant: Variant, owner: str) -> None:
         draft.fill("text_encoder.learning_rate", half, "lorakit", "half of optimizer.learning_rate")
     if variant.guidance == "embedded":
         draft.fill("train.guidance", 1.0, owner, "what the model is told of guidance in training")
-
-
-def _fill_speed(draft: Draft, family: Family, variant: Variant) -> None:
-    """Which of the faster ways are taken."""
-    settings = draft.request.settings
-    on_cpu, compiled = settings.model.device == "cpu", settings.speed.compile in ("auto", "blocks")
-    _fill_modulation(draft, family)
-    because = "which is the fastest depends on the card" if not on_cpu else "there is nothing to choose from on a CPU"
-    draft.fill("speed.attention", "torch" if on_cpu else "timed", "lorakit", because)
-    draft.fill("speed.compile", "off", "lorakit", "compiling takes a minute or more, and long runs alone earn it back")
-    if compiled or settings.lora.dropout:
-        because = "compiling fuses it anyway" if compiled else "dropout acts between its operations"
-        draft.fill("speed.adapter", "plain", "lorakit", because)
-    else:
-        draft.fill("speed.adapter", "fused", "lorakit", "fewer operations for the same sums")
-    if not settings.train.gradient_checkpointing:
-        draft.fill("speed.recompute", 0, "lorakit", "train.gradient_checkpointing is off")
-    elif settings.speed.offload:
-        draft.fill("speed.recompute", "all", "lorakit", "nothing of a block stays whose weights travel")
-    elif on_cpu or variant.size is None:
-        because = "memory is shared with the system" if on_cpu else "the family does not tell what blocks keep"
-        draft.fill("speed.recompute", "all", "lorakit", because)
-    else:
-        draft.fill("speed.recompute", "fit", "lorakit", "what fits into free memory need not be computed twice")
-
-
-def _fill_modulation(draft: Draft, family: Family) -> None:
-    """Whether modulation is worked out ahead: wherever it can be, because the answers are the same."""
-    obstacle = checks.no_table(draft.table, family)
-    if not family.modulation:
-        return
-    if not obstacle and draft.request.settings.model.device == "cpu":
-        obstacle = "on a CPU all weights lie in host memory, and nothing is gained"
-    because = obstacle or f"the same answers, and {', '.join(family.modulation)} stay off the GPU"
-    draft.fill("speed.modulation", "layers" if obstacle else "table", "lorakit", because)
 
 
 def _sizing(draft: Draft, family: Family) -> Sizing:

@@ -64,6 +64,7 @@ def passes(module: nn.Module, adapter: Adapter, count: int = 3, dtype=torch.floa
     """Answers of some passes, and the gradients that gathered."""
     answers = []
     for number in range(count):
+        adapter.train()
         x = torch.randn(2, TOKENS + number, 24, generator=torch.Generator().manual_seed(number)).to(dtype)
         answers.append(module(x))
         answers[-1].float().square().mean().backward()
@@ -114,6 +115,17 @@ def test_a_layer_that_is_called_otherwise_than_at_first_answers_by_itself():
         results.append(passes(module, adapter, 2))
     assert torch.allclose(results[0][0][1], results[1][0][1], rtol=1e-5, atol=1e-5)
     assert torch.allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_blocks_that_recompute_in_the_first_pass_do_as_they_did(monkeypatch):
+    """Layers begin to answer together between two updates, never between a pass and its backward pass."""
+    found = []
+    for recomputes in (True, False):
+        module, adapter = adapted(True)
+        if recomputes:
+            Recomputing(list(module), keeps_random_state=False)
+        found.append(passes(module, adapter)[1])
+    assert torch.equal(*found)
 
 
 def test_fused_layers_hold_no_activations_after_a_pass():
@@ -329,7 +341,7 @@ def test_the_plan_says_which_and_why(make_plan):
     choices = make_plan().choices
     assert choices["speed.adapter"].value == "fused"
     assert choices["speed.compile"].value == "off"
-    assert choices["speed.recompute"].value == 0
+    assert choices["speed.recompute"].because == "of none: train.gradient_checkpointing is off"
     assert make_plan(lora={"dropout": 0.1}).choices["speed.adapter"].value == "plain"
     on_cpu = make_plan(train={"gradient_checkpointing": True}, model={"device": "cpu"})
     assert (on_cpu.settings.speed.recompute, faster.STATE) == ("all", 8.0)

@@ -42,6 +42,7 @@ class Adapter:
         self.layers, self.flat, self.parts, self.hosts = layers, flat, parts, hosts
         self.rank, self.scale, self.dropout = settings.rank, settings.alpha / settings.rank, settings.dropout
         self.strength, self.fused = 1.0, fused
+        self.unsettled: list[Siblings] = []
 
     @property
     def grad(self) -> Tensor:
@@ -54,6 +55,7 @@ class Adapter:
 
         What is in it already is left alone: setting the mode of a thousand modules takes milliseconds.
         """
+        self.unsettled = [one for one in self.unsettled if not one.settle()]
         for module in self.hosts.values():
             if not module.training:
                 module.train()
@@ -143,6 +145,7 @@ def attach(
             setattr(parent, child, layers[name])
         whole = offset - first == size
         parts.append(Part(flat if whole else _view(flat, first, (offset - first,))[0], host.share))
+    adapter.unsettled = list(siblings.values())
     return adapter
 
 

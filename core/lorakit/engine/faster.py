@@ -1,4 +1,4 @@
-"""What makes updates faster and is settled on the machine: how many blocks recompute, and code compiled for batches."""
+"""What makes updates faster and is settled on the machine: what quantizers see, what recomputes, compiled code."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
+import torch
+
 from lorakit.dataset import Dataset
 from lorakit.engine import attention, compiling, memory
 from lorakit.engine.loading import Model
 from lorakit.engine.loop import Samples, Step, Trainer
 from lorakit.engine.measuring import device_name
 from lorakit.engine.phases import Context, Result, phase
+from lorakit.engine.quantizers import Calibrated
 from lorakit.engine.recomputing import Fit
 from lorakit.estimate.model import size_of
 from lorakit.estimate.space import STATE
 from lorakit.events import Event, PhaseFinished, PhaseProgress, PhaseStarted, UpdateFinished, Warned
-from lorakit.order import AHEAD, Turn, turns
+from lorakit.order import AHEAD, Turn, first_share, turns
 from lorakit.registry import Part
 from lorakit.words import count
 
@@ -34,11 +37,31 @@ class Faster:
 
     def begin(self, trainer: Trainer, samples: Samples) -> Iterator[Event]:
         """What is settled before the first update, each as a phase of its own."""
+        yield from self._calibrate(trainer, samples)
         yield from self._fit_memory()
         if self._plan.settings.speed.attention == "timed" and self._device.type == "cuda":
             yield from self._choose_attention(trainer, samples)
         if compiling.wanted(self._plan.settings.speed.compile, self._device):
             yield from self._compile(trainer, samples)
+
+    def _calibrate(self, trainer: Trainer, samples: Samples) -> Iterator[Event]:
+        """Let a quantizer that wants to see a batch see the run's first."""
+        settings = self._plan.settings
+        quantizer = self._context.shelves.quantizers[settings.quantization.name].resolve()()
+        if not isinstance(quantizer, Calibrated):
+            return
+        first = first_share(self._dataset, settings.train, settings.seed)
+        said: list[str] = []
+
+        def work() -> Iterator[str]:
+            adapter = self._model.adapter
+            with adapter.at(1.0, torch.zeros_like(adapter.flat)):
+                batch = partial(trainer.loss, first, samples)
+                said.append(quantizer.calibrate(self._model.denoiser.blocks, lambda: batch().sum()))
+            adapter.grad.zero_()
+            yield "first batch"
+
+        yield from phase("calibrate", 1, work(), lambda: said[0])
 
     def _fit_memory(self) -> Iterator[Event]:
         """Where it is planned, let as many blocks keep their activations as fit."""

@@ -69,8 +69,7 @@ class Siblings:
             if not self._ready:
                 self._input = None
             return answer
-        if self._called is not None:
-            self._watch(layer, x)
+        self._watch(layer, x)
         led = self._led.get(layer)
         if led is None:
             led = self._led[layer] = _Few((layer,))
@@ -83,18 +82,27 @@ class Siblings:
         return answers[0]
 
     def _watch(self, layer: LoraLinear, x: Tensor) -> None:
-        """Follow the first pass; once a layer is called again, it is known which were given the same input."""
-        assert self._called is not None
-        if layer not in self._called:
-            same = self._last is not None and self._last() is x and type(layer.base) is nn.Linear
-            self._called[layer] = max(self._called.values(), default=0) + (not same)
-            self._last = weakref.ref(x) if type(layer.base) is nn.Linear else None
+        """Note in the first pass whether the layer is given what the one before it was given."""
+        if self._called is None or layer in self._called:
             return
+        plain = type(layer.base) is nn.Linear
+        same = self._last is not None and self._last() is x and plain
+        self._called[layer] = max(self._called.values(), default=0) + (not same)
+        self._last = weakref.ref(x) if plain else None
+
+    def settle(self) -> bool:
+        """Let layers answer together from now on, where the first pass was seen; whether it was.
+
+        Never between a pass and its backward pass, where blocks that recompute must do as they did.
+        """
+        if not self._called:
+            return self._called is None
         runs: dict[int, list[LoraLinear]] = {}
         for one, number in self._called.items():
             runs.setdefault(number, []).append(one)
         self._led = {run[0]: _Few(tuple(run)) for run in runs.values()}
         self._called = self._last = None
+        return True
 
 
 class _Few:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import islice
 
 import torch
@@ -27,7 +26,6 @@ from lorakit.engine.material import Material, draws, gather
 from lorakit.engine.objective import make_scheduler
 from lorakit.engine.phases import Context, StopAsked, phase
 from lorakit.engine.proof import Proof, prove
-from lorakit.engine.quantizers import Calibrated
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.run_folder import validated
 from lorakit.engine.schedulers import Scheduler
@@ -50,7 +48,7 @@ from lorakit.events import (
     Verb,
     Warned,
 )
-from lorakit.order import AHEAD, Turn, first_share, is_due, turns
+from lorakit.order import AHEAD, Turn, is_due, turns
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
 
@@ -126,7 +124,6 @@ class Run:
         self.context, self.dataset = context, material.dataset
         self.denoiser, self.adapter = self.model.denoiser, self.model.adapter
         trainer = self._trainer(material, scheduler, start)
-        yield from self._calibrate(trainer, material)
         self.faster = Faster(context, self.dataset, self.model, self.optimizer_part)
         yield from self.faster.begin(trainer, material.item)
         painter = self._painter(material)
@@ -157,23 +154,6 @@ class Run:
             trainer.restore(checkpoint.load(self.folder, start, self.context.device))
         self.trainer = trainer
         return trainer
-
-    def _calibrate(self, trainer: Trainer, material: Material) -> Iterator[Event]:
-        """Let a quantizer that wants to see a batch see the run's first."""
-        quantizer = self.shelves.quantizers[self.plan.settings.quantization.name].resolve()()
-        if not isinstance(quantizer, Calibrated):
-            return
-        first = first_share(self.dataset, self.plan.settings.train, self.plan.settings.seed)
-        said: list[str] = []
-
-        def work() -> Iterator[str]:
-            with self.adapter.at(1.0, torch.zeros_like(self.adapter.flat)):
-                batch = partial(trainer.loss, first, material.item)
-                said.append(quantizer.calibrate(self.denoiser.blocks, lambda: batch().sum()))
-            self.adapter.grad.zero_()
-            yield "first batch"
-
-        yield from phase("calibrate", 1, work(), lambda: said[0])
 
     def _painter(self, material: Material) -> preview.Painter | None:
         if material.coder is None or not self.trainer:
