@@ -137,13 +137,3 @@ def test_train_calls_torchrun_for_several(kit, asked, pictures, tmp_path, monkey
     words = ["train", "--family", "qwen", "--data", str(pictures), "--trigger", "sks", "--output", str(tmp_path)]
     assert cli.run([*words, "--gpus", "3"]) == 7
     assert calls == [3]
-
-
-def test_torchrun_is_called_with_the_same_command_and_its_exit_code_is_kept(capfd, monkeypatch):
-    from lorakit.engine.torchrun import torchrun
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert torchrun(2, ["--version"]) == 0
-    assert capfd.readouterr().out.count("lorakit, version") == 2
-    assert torchrun(2, ["train", "--family", "nobody"]) == 2
-    assert "no family" in capfd.readouterr().err

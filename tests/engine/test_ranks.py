@@ -259,3 +259,13 @@ def test_another_number_of_processes_than_planned_is_refused(crew, place):
     told = crew.run(2, *asked(place, "three", train__gpus=3, **SIX), watched=False)
     assert codes(told) == [2, 2]
     assert "train.gpus = 3, and 2 processes were started" in told[0].err
+
+
+def test_torchrun_is_called_with_the_same_command_and_its_exit_code_is_kept(capfd, monkeypatch):
+    from lorakit.engine.torchrun import torchrun
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert torchrun(2, ["--version"]) == 0
+    assert capfd.readouterr().out.count("lorakit, version") == 2
+    assert torchrun(2, ["train", "--family", "nobody"]) == 2
+    assert "no family" in capfd.readouterr().err
