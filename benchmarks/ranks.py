@@ -12,8 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from PIL import Image
 
@@ -62,22 +64,30 @@ def work(arguments: list[str]) -> int:
 
     from lorakit import launched
     from lorakit.cli import run
+    from lorakit.engine.loop import Trainer
     from lorakit.events import UpdateFinished
     from lorakit.history import events_of
 
     sums, own = list[int](), dist.all_reduce
+    used, update = list[float](), Trainer.update
 
     def counted(tensor: Tensor, *more: object, **named: object) -> object:
         sums.append(tensor.numel() * tensor.element_size())
         return own(tensor, *more, **named)
 
-    dist.all_reduce = counted
+    def timed(*arguments: Any) -> object:
+        began = time.process_time()
+        made = update(*arguments)
+        used.append(time.process_time() - began)
+        return made
+
+    dist.all_reduce, Trainer.update = counted, timed
     code = run(arguments)
     if not code and not launched.number():
         output, name = (Path(arguments[arguments.index(one) + 1]) for one in ("--output", "--name"))
         seconds = [one.seconds for one in events_of(output / name) if isinstance(one, UpdateFinished)]
         facts = {"bytes": sum(sums) / len(seconds), "largest": max(sums, default=0), "sums": len(sums) / len(seconds)}
-        facts |= {"median": median(seconds), "least": min(seconds)}
+        facts |= {"wall": median(seconds), "cpu": median(used)}
         (output / f"{name}.json").write_text(json.dumps(facts))
     return code
 
@@ -93,7 +103,8 @@ def scaling(folder: Path) -> None:
         one, two = (found[f"{count}-{accumulation}"] for count in (1, 2))
         print(f"accumulation {accumulation}: an update of two processes sums {two['bytes']:,.0f} bytes in ", end="")
         print(f"{two['sums']:g} sums, of which the gradient is {two['largest']:,}; ", end="")
-        print(f"pace of two over one {one['median'] / two['median']:.2f} (fastest {one['least'] / two['least']:.2f})")
+        pace = {clock: one[clock] / two[clock] for clock in ("cpu", "wall")}
+        print(f"pace of each of two over that of one {pace['cpu']:.2f} by CPU time, {pace['wall']:.2f} by the clock")
 
 
 def equal(folder: Path) -> None:

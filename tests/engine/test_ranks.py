@@ -113,7 +113,7 @@ def test_two_processes_teach_what_one_does_with_the_same_batch(crew, place, fami
 
 def test_accumulated_batches_and_a_process_without_a_share(crew, place):
     """Four processes, batches of 4, of which the smallest holds one picture: three of them have nothing to pass."""
-    settings = {"train__updates": 4, "train__accumulation": 2, "save__every": 4, "train__ema": 0.5}
+    settings = {"train__updates": 3, "train__accumulation": 2, "save__every": 3, "train__ema": 0.5}
     one = crew.run(1, *asked(place, "ema-1", train__batch_size=4, **settings))
     four = crew.run(4, *asked(place, "ema-4", train__batch_size=1, **settings))
     assert codes([*one, *four]) == [0] * 5, (one, four)
