@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lorakit.buckets import Fit, Shape
 from lorakit.dataset import Dataset, Sample
-from lorakit.order import arithmetic, batches_per_epoch, epoch, turns
+from lorakit.order import arithmetic, batches_per_epoch, epoch, share, turns
 from lorakit.plan import agree
 
 SHAPES = (Shape(64, 64), Shape(96, 48), Shape(48, 96))
@@ -133,3 +133,21 @@ def test_nothing_to_show():
 @pytest.mark.parametrize("repeats", [1, 7])
 def test_pictures_of_one_bucket_share_batches_across_repeats(repeats):
     assert batches_per_epoch(dataset((0, repeats), (0, repeats)), 2) == repeats
+
+
+@given(DATASETS, SIZES, st.integers(1, 5), SEEDS)
+def test_processes_share_a_batch_evenly_and_show_every_picture_once(data, batch_size, count, seed):
+    """Shares are disjoint, keep the numbers of their passes, and are no larger than what a GPU was promised."""
+    shown, numbers = Counter(), []
+    train = lasting(data, epochs=1.0, batch_size=batch_size * count)
+    for (turn,) in turns(data, train, seed):
+        shares = [share(turn, number, count) for number in range(count)]
+        sizes = [len(one.samples) for one in shares]
+        assert tuple(sample for one in shares for sample in one.samples) == turn.samples
+        assert max(sizes) <= batch_size
+        assert max(sizes) - min(sizes) <= 1
+        for one in shares:
+            shown.update(one.samples)
+            numbers += range(one.first_pass, one.first_pass + len(one.samples))
+    assert shown == {place: sample.repeats for place, sample in enumerate(data.samples)}
+    assert sorted(numbers) == list(range(data.passes))

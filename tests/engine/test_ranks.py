@@ -113,7 +113,7 @@ def test_two_processes_teach_what_one_does_with_the_same_batch(crew, place, fami
 
 def test_accumulated_batches_and_a_process_without_a_share(crew, place):
     """Four processes, batches of 4, of which the smallest holds one picture: three of them have nothing to pass."""
-    settings = {"train__updates": 4, "train__accumulation": 2, "save__every": 4, "train__ema": 0.5}
+    settings = {"train__updates": 3, "train__accumulation": 2, "save__every": 3, "train__ema": 0.5}
     one = crew.run(1, *asked(place, "ema-1", train__batch_size=4, **settings))
     four = crew.run(4, *asked(place, "ema-4", train__batch_size=1, **settings))
     assert codes([*one, *four]) == [0] * 5, (one, four)
@@ -259,3 +259,13 @@ def test_another_number_of_processes_than_planned_is_refused(crew, place):
     told = crew.run(2, *asked(place, "three", train__gpus=3, **SIX), watched=False)
     assert codes(told) == [2, 2]
     assert "train.gpus = 3, and 2 processes were started" in told[0].err
+
+
+def test_torchrun_is_called_with_the_same_command_and_its_exit_code_is_kept(capfd, monkeypatch):
+    from lorakit.engine.torchrun import torchrun
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert torchrun(2, ["--version"]) == 0
+    assert capfd.readouterr().out.count("lorakit, version") == 2
+    assert torchrun(2, ["train", "--family", "nobody"]) == 2
+    assert "no family" in capfd.readouterr().err

@@ -67,7 +67,6 @@ class Crew(Ranks):
     def connect(self) -> None:
         """Open the connections, to all others; collectives of the host go by gloo, those of GPUs by NCCL."""
         group = PrefixStore("group", self._store)
-        threading.Thread(target=self._beat, daemon=True).start()
         limit = timedelta(seconds=self._timeout)
         dist.init_process_group("gloo", store=group, rank=self.number, world_size=self.count, timeout=limit)
         if self.device is not None and self.device.type == "cuda":
@@ -146,7 +145,8 @@ class Crew(Ranks):
         return json.loads(self._read(key))
 
     def told(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
-        """What every process says of itself, in order."""
+        """What every process says of itself, in order; the first thing that they say at all."""
+        threading.Thread(target=self._beat, daemon=True).start()
         with self._reached():
             self._store.set(f"facts {self.number}", json.dumps(facts))
         return [json.loads(self._read(f"facts {number}")) for number in range(self.count)]
@@ -222,7 +222,7 @@ class Crew(Ranks):
             beat = self._store.add(f"beat {other}", 0)
             known, since = self._beats.get(other, (-1, now))
             self._beats[other] = (beat, since if beat == known else now)
-            if now - self._beats[other][1] > GONE:
+            if beat and now - self._beats[other][1] > GONE:  # one that never came is waited for as a silent one is
                 raise _lost(f"process {other} on {self._host(other)}", f"nothing came from it for {GONE:g} s")
 
     def _stalled(self) -> StallError:

@@ -17,7 +17,8 @@ def torchrun(count: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)  # lorakit tells of it
+    for name in [one for one in logging.root.manager.loggerDict if one.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.ERROR)  # lorakit tells of a stop
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)
     given = ["--standalone", "--nproc-per-node", str(count), "-m", "lorakit", *arguments]

@@ -1,0 +1,138 @@
+"""What processes say to one another in an update, how much slower it is than that of one, and whether it is the same.
+
+`python benchmarks/ranks.py [--equal]`: torchrun starts one and two processes on this machine's CPU, each with as many
+pictures at once. `--equal` compares two processes with one that takes the same pictures, for each family.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+PLAIN = (
+    "model.source=toy",
+    "lora.rank=4",
+    "train.resolution=32",
+    "train.precision=fp32",
+    "train.gradient_checkpointing=false",
+    "quantization.name=none",
+    "sampling.every=0",
+    "sampling.strengths=[]",
+    "validation.every=0",
+    "save.report=false",
+)
+RATE = "optimizer.learning_rate=2e-4"
+SHAPES = ((32, 32),) * 9 + ((16, 64),) * 2
+"""Batches of four: 4, 4, 1 of the one shape, and 2 of the other."""
+
+
+def pictures(folder: Path, sizes: tuple[tuple[int, int], ...]) -> None:
+    folder.mkdir()
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (20 * number, 250 - 20 * number, 90)).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(f"a thing, number {number}", encoding="utf-8")
+
+
+def start(count: int, folder: Path, name: str, family: str, *settings: str) -> dict[str, float]:
+    """What the first of so many processes counted in a run."""
+    sets = [part for one in (*PLAIN, *settings) for part in ("--set", one)]
+    asked = ["train", "--family", family, "--preset", "none", "--data", str(folder / "pictures"), "--trigger", "sks"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), __file__, "--worker"]
+    subprocess.run(
+        [sys.executable, *command, *asked, "--output", str(folder / "runs"), "--name", name, *sets],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    return dict(json.loads((folder / "runs" / f"{name}.json").read_text()))
+
+
+def work(arguments: list[str]) -> int:
+    """A worker: lorakit, with torch's collectives counted."""
+    import torch.distributed as dist
+    from torch import Tensor
+
+    from lorakit import launched
+    from lorakit.cli import run
+    from lorakit.engine.loop import Trainer
+    from lorakit.events import UpdateFinished
+    from lorakit.history import events_of
+
+    sums, own = list[int](), dist.all_reduce
+    used, update = list[float](), Trainer.update
+
+    def counted(tensor: Tensor, *more: object, **named: object) -> object:
+        sums.append(tensor.numel() * tensor.element_size())
+        return own(tensor, *more, **named)
+
+    def timed(*arguments: Any) -> object:
+        began = time.process_time()
+        made = update(*arguments)
+        used.append(time.process_time() - began)
+        return made
+
+    dist.all_reduce, Trainer.update = counted, timed
+    code = run(arguments)
+    if not code and not launched.number():
+        output, name = (Path(arguments[arguments.index(one) + 1]) for one in ("--output", "--name"))
+        seconds = [one.seconds for one in events_of(output / name) if isinstance(one, UpdateFinished)]
+        facts = {"bytes": sum(sums) / len(seconds), "largest": max(sums, default=0), "sums": len(sums) / len(seconds)}
+        facts |= {"wall": median(seconds), "cpu": median(used)}
+        (output / f"{name}.json").write_text(json.dumps(facts))
+    return code
+
+
+def scaling(folder: Path) -> None:
+    pictures(folder / "pictures", ((32, 32),) * 16)
+    found = {}
+    for count in (1, 2):
+        for accumulation in (1, 4):
+            name, settings = f"{count}-{accumulation}", ("train.updates=20", "train.batch_size=2", "save.every=0")
+            found[name] = start(count, folder, name, "qwen", *settings, f"train.accumulation={accumulation}")
+    for accumulation in (1, 4):
+        one, two = (found[f"{count}-{accumulation}"] for count in (1, 2))
+        print(f"accumulation {accumulation}: an update of two processes sums {two['bytes']:,.0f} bytes in ", end="")
+        print(f"{two['sums']:g} sums, of which the gradient is {two['largest']:,}; ", end="")
+        pace = {clock: one[clock] / two[clock] for clock in ("cpu", "wall")}
+        print(f"pace of each of two over that of one {pace['cpu']:.2f} by CPU time, {pace['wall']:.2f} by the clock")
+
+
+def equal(folder: Path) -> None:
+    import safetensors.torch
+
+    pictures(folder / "pictures", SHAPES)
+    for family in ("qwen", "flux", "sdxl"):
+        held = []
+        for count in (1, 2):
+            settings = (
+                "train.updates=50",
+                "save.every=50",
+                RATE,
+                "train.caption_dropout=0.2",
+            )
+            start(count, folder, f"{family}-{count}", family, *settings, f"train.batch_size={4 // count}")
+            state = folder / "runs" / f"{family}-{count}" / "checkpoints" / "update-000050" / "state.safetensors"
+            held.append(safetensors.torch.load_file(state)["adapter"])
+        one, two = held
+        far = (one - two).abs().max()
+        print(f"{family}: largest difference {far:.2g}, distance over length {(one - two).norm() / one.norm():.2g}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        sys.exit(work(sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--equal", action="store_true")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        (equal if asked.equal else scaling)(Path(made))
