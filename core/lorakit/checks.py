@@ -193,6 +193,13 @@ def unread(table: dict[str, Any], scheduler: Part, variant: Variant, request: Re
             why="it answers otherwise after every update, and cached text would stay as it was",
             fix="Leave text_encoder.cache out, or set text_encoder.train = false.",
         )
+    if text["train"] and text["device"] == "cpu":
+        raise ConfigError(
+            "a trained text encoder cannot stay on the CPU",
+            where=request.where("text_encoder.device") or request.where("text_encoder.train"),
+            why="every pass goes through it, and its adapter lies where training is",
+            fix="Leave text_encoder.device out, or set text_encoder.train = false.",
+        )
     if text["learning_rate"] is not None and not text["train"]:
         no_effect(request, "text_encoder.learning_rate", "the text encoder is not trained")
     if table["train"]["guidance"] is not None and variant.guidance != "embedded":

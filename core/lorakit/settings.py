@@ -222,6 +222,11 @@ class TextEncoder(Section):
         description="Encode every text once and free the encoder; without it, each pass encodes its own, which a "
         "trained encoder needs.",
     )
+    device: Literal["auto", "cpu"] = Field(
+        "auto",
+        description="Where texts are encoded: `auto` is where training is; `cpu` takes longer, for cards that the text "
+        "encoder does not fit.",
+    )
     template: str | None = Field(
         None, description="Prompt template, one of the variant's, where there is no reference picture."
     )

@@ -209,6 +209,11 @@ def test_blocks_that_wait_take_the_host_s_memory_and_time_to_travel(plan):
 
 def test_where_nothing_fits_waiting_blocks_are_advised(plan):
     made = estimated(plan(sampling={"every": 0, "strengths": []}), memory=6.0)
-    assert not any("speed.offload" in one.message for one in made.problems)  # text comes first, and fits no smaller
+    assert not any("speed.offload" in one.message for one in made.problems)  # text comes first
+    assert any("text_encoder.device = 'cpu'" in one.message for one in made.problems)
+    asked = {"text_encoder": {"device": "cpu"}, "sampling": {"every": 0, "strengths": []}}
+    made = estimated(plan(**asked), memory=6.0)
+    assert made.chosen.text == pytest.approx(1e9)  # the context alone
+    assert any("speed.offload" in one.message for one in made.problems)
     made = estimated(plan(sampling={"every": 0, "strengths": []}, lora={"rank": 512}), memory=18.0)
     assert any("speed.offload" in one.message for one in made.problems), [one.message for one in made.problems]

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -19,7 +20,7 @@ from lorakit.engine.caching import LatentStore, TextStore, Words, words
 from lorakit.engine.material import gather
 from lorakit.engine.parts import Text
 from lorakit.engine.pixels import load
-from lorakit.errors import DataError
+from lorakit.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -304,3 +305,25 @@ def test_a_value_is_written_while_the_next_is_encoded():
     for count in (1, 2):
         with pytest.raises(DataError, match="0 cannot be kept"):
             list(caching._behind(fail, ((number, None) for number in range(count))))
+
+
+def test_the_text_encoder_stays_on_the_cpu_where_it_shall(make_plan, context_for, family, monkeypatch, drained):
+    """Asked of a device that holds nothing, it would have no values to answer with."""
+    seen = []
+    inner = type(family).text_encoder.__get__(family)
+
+    def load(plan, source):
+        seen.append(inner(plan, source))
+        return seen[-1]
+
+    monkeypatch.setattr(family, "text_encoder", load)
+    for device in ("cpu", "auto"):
+        context = replace(context_for(make_plan(text_encoder={"device": device})), device=torch.device("meta"))
+        caching.load_encoder(context)
+    assert [{one.device.type for one in encoder.module.parameters()} for encoder in seen] == [{"cpu"}, {"meta"}]
+
+
+def test_a_trained_text_encoder_cannot_stay_there(kit, pictures):
+    asked = {"family": "sdxl", "preset": "toy", "trigger": "sks", "data": [{"folder": str(pictures)}]}
+    with pytest.raises(ConfigError, match="trained text encoder cannot stay on the CPU"):
+        kit.plan({**asked, "text_encoder": {"train": True, "device": "cpu"}})

@@ -146,7 +146,8 @@ def _encode_text(context: Context, store: TextStore, missing: Sequence[Words]) -
 def load_encoder(context: Context) -> TextEncoder:
     """The text encoder, frozen and on its device."""
     encoder = context.family.text_encoder(context.plan, context.source)
-    encoder.module.requires_grad_(False).eval().to(context.device)
+    on_cpu = context.plan.settings.text_encoder.device == "cpu"
+    encoder.module.requires_grad_(False).eval().to("cpu" if on_cpu else context.device)
     return encoder
 
 

@@ -156,7 +156,7 @@ def _room(plan: Plan, made: Estimate) -> Iterator[Problem]:
 def _remedies(plan: Plan, made: Estimate, chosen: Memory, room: float) -> Iterator[str]:
     settings = plan.settings
     if chosen.text > room:
-        yield "the text encoder fits no smaller: take a larger card"
+        yield "encode texts on the CPU, which takes longer (text_encoder.device = 'cpu')"
         return
     if chosen.previews > room >= chosen.training:
         yield "draw smaller previews (sampling.width, sampling.height) or none (sampling.every = 0, strengths = [])"

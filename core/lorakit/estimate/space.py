@@ -111,7 +111,7 @@ def memory(
             activations=activations,
             workspace=temporary + (0 if name == NONE else 2 * each * largest),
             context=context,
-            text=size.text.parameters * each + context,
+            text=(0.0 if settings.text_encoder.device == "cpu" else size.text.parameters * each) + context,
             images=coder + size.coder.encoding * pixels + context,
             previews=held + adapter + drawn + context if drawn else 0.0,
             away=away,
