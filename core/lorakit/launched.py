@@ -37,6 +37,11 @@ def restarts() -> int:
     return _number("TORCHELASTIC_RESTART_COUNT") if os.environ.get("TORCHELASTIC_RESTART_COUNT") else 0
 
 
+def restartable() -> bool:
+    """Whether torchrun starts all processes anew where one of them fails, which a stop that was asked for is not."""
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
 def agent() -> bool:
     """Whether torchrun keeps what the processes leave for one another, and not the first of them."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -233,6 +233,13 @@ def test_a_stop_asked_of_one_process_stops_all_saved(crew, place):
     assert stopped.update in (2, 3)
 
 
+def test_a_stop_is_no_failure_that_torchrun_would_start_again(crew, place):
+    command = asked(place, "no-failure", **SIX_BY_TWO)
+    told = crew.run(2, *command, at={"rank": 0, "update": 2, "do": "terminate"}, TORCHELASTIC_MAX_RESTARTS="3")
+    assert codes(told) == [0, 0], told
+    assert len(facts(place, "no-failure", RunStopped)) == 1
+
+
 def test_a_silent_process_is_given_up_and_named(crew, place):
     command = asked(place, "silent", **{**SIX_BY_TWO, "train__timeout": 5})
     told = crew.run(2, *command, at={"rank": 1, "update": 4, "do": "wait for ever"})

@@ -149,7 +149,7 @@ def read(events: Iterator[Event], readers: list[Reader]) -> int:
             for reader in readers:
                 reader(event)
             if isinstance(event, (RunStopped, RecoveryStopped, DrawingStopped)):
-                code = STOPPED
+                code = 0 if launched.restartable() else STOPPED
     finally:
         for reader in readers:
             close = getattr(reader, "close", None)
