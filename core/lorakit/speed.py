@@ -110,7 +110,7 @@ def _faster(table: dict[str, Any], variant: Variant, request: Request) -> None:
         no_effect(request, "speed.adapter = 'fused'", f"{why}, which needs the plain operations", "speed.adapter")
     if speed.attention == "timed" and table["model"]["device"] in ("cpu", "mps"):
         no_effect(request, "speed.attention = 'timed'", "kernels are timed on CUDA", "speed.attention")
-    if speed.recompute is not None and not table["train"]["gradient_checkpointing"]:
+    if speed.recompute not in (None, "all") and not table["train"]["gradient_checkpointing"]:  # all of none is decided
         no_effect(request, "speed.recompute", "train.gradient_checkpointing is off")
     if speed.offload and (compiled or table["speed"]["recompute"] != "all"):
         name, value = ("compile", "off") if compiled else ("recompute", "all")
