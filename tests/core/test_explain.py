@@ -55,3 +55,9 @@ def test_diff(kit, asked):
     one, other = kit.plan(asked), kit.plan({**asked, "lora": {"rank": 8}})
     assert diff(one, other) == {"lora.rank": (16, 8), "lora.alpha": (16.0, 8.0)}
     assert diff(one, one) == {}
+
+
+def test_a_plan_without_checkpointing_means_itself_too(kit, asked):
+    """What is decided of blocks that are never computed again is no setting that somebody asked for in vain."""
+    plan = kit.plan({**asked, "train": {"gradient_checkpointing": False}})
+    assert kit.plan(tomli.loads("\n".join(to_toml(plan)))).settings == plan.settings
