@@ -24,7 +24,9 @@ if TYPE_CHECKING:  # the configuration models are imported by the methods that n
     from lorakit.estimate.figures import Estimate
     from lorakit.estimate.rates import Rates
     from lorakit.events import Event
+    from lorakit.evidence import Likeness
     from lorakit.importers.report import Imported
+    from lorakit.judges import Answer, Judge, Question
     from lorakit.lora_facts import Facts
     from lorakit.lora_order import Order
     from lorakit.plan import Plan
@@ -263,6 +265,20 @@ class Kit:
 
         want = replace(want, guidances=columns)
         return draw(plan, self.shelves, control or Control(), run, want, facts, note)
+
+    def likeness(self, run: Path, judges: Sequence[Path]) -> tuple[Likeness, ...]:
+        """What DINOv2 or CLIP models in local folders say of a run's previews; kept in the run's folder."""
+        from lorakit import evidence, history
+        from lorakit.judges import read
+
+        def ask(judge: Judge, questions: Sequence[Question]) -> Sequence[Answer]:
+            from lorakit.engine.judging import answers
+
+            return answers(judge, questions)
+
+        found = history.read(run)
+        chosen = read(judges)
+        return evidence.likeness(found, evidence.judged(found), chosen, ask) if chosen else ()
 
     def doctor(self, output: Path) -> Iterator[Examined]:
         """What this machine can do, looked at one thing after another; runs would be saved in `output`."""

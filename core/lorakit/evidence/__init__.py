@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lorakit.evidence.candidates import Candidate, candidates
 from lorakit.evidence.choosing import MOST_DRIFT, Recommendation, recommend
+from lorakit.evidence.likeness import Likeness, likeness
 from lorakit.evidence.marked import MARK, mark, table
 from lorakit.evidence.previews import Previews, judged
 
@@ -11,10 +12,12 @@ __all__ = [
     "MARK",
     "MOST_DRIFT",
     "Candidate",
+    "Likeness",
     "Previews",
     "Recommendation",
     "candidates",
     "judged",
+    "likeness",
     "mark",
     "recommend",
     "table",

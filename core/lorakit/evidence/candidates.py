@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorakit.errors import RunError
 from lorakit.events import Validated
+from lorakit.evidence.likeness import Likeness, Similar
 from lorakit.evidence.previews import Judged, Previews
 from lorakit.history import History
 
@@ -18,12 +19,16 @@ MEASURED = ("loss", "loss_error", "trigger", "trigger_error", "drift", "norm", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A checkpoint: `file` is its LoRA, `measured` None where no validation came after its update."""
+    """A checkpoint: `file` is its LoRA, `measured` None where no validation came after its update.
+
+    `similar` is what judges say of its previews; it is told, and decides nothing.
+    """
 
     update: int
     file: Path
     measured: Validated | None
     previews: tuple[Judged, ...] = ()
+    similar: tuple[Similar, ...] = ()
 
     @property
     def broken(self) -> str:
@@ -42,11 +47,17 @@ class Candidate:
         return ""
 
 
-def candidates(history: History, previews: Previews) -> Sequence[Candidate]:
+def candidates(history: History, previews: Previews, judged: Sequence[Likeness] = ()) -> Sequence[Candidate]:
     """The run's checkpoints in order; RunError where there is none, or where none was ever measured."""
     validations = {one.update: one for one in history.validations}
     found = [
-        Candidate(update=update, file=file, measured=validations.get(update), previews=previews.of(update))
+        Candidate(
+            update=update,
+            file=file,
+            measured=validations.get(update),
+            previews=previews.of(update),
+            similar=tuple(one.of(update) for one in judged),
+        )
         for update, file in history.checkpoints().items()
     ]
     if not found:

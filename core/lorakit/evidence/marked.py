@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lorakit import pages
 from lorakit.evidence import words
 from lorakit.evidence.candidates import Candidate
 from lorakit.evidence.choosing import Gap, Ranked, Recommendation
+from lorakit.evidence.likeness import Likeness, Mean
 from lorakit.evidence.previews import Previews
 from lorakit.history import History
 
@@ -18,14 +19,16 @@ MARK = "recommended.json"
 VERSION = 1  # of the form
 
 
-def mark(history: History, made: Recommendation, previews: Previews) -> Path:
+def mark(history: History, made: Recommendation, previews: Previews, judged: Sequence[Likeness] = ()) -> Path:
     """Write what is recommended into the run's folder, whole or not at all; where it is."""
     file = history.folder / MARK
-    pages.write(json.dumps(table(history, made, previews), indent=1) + "\n", file, "the run's folder")
+    pages.write(json.dumps(table(history, made, previews, judged), indent=1) + "\n", file, "the run's folder")
     return file
 
 
-def table(history: History, made: Recommendation, previews: Previews) -> dict[str, Any]:
+def table(
+    history: History, made: Recommendation, previews: Previews, judged: Sequence[Likeness] = ()
+) -> dict[str, Any]:
     """The recommendation for programs: paths are below the run's folder, so that it may be moved."""
     first = made.first
     return {
@@ -38,7 +41,30 @@ def table(history: History, made: Recommendation, previews: Previews) -> dict[st
         "course": words.course(made),
         "weak": words.weak(history, made, previews),
         "most_drift": made.most_drift,
+        "judges": [_judge(history, one) for one in judged],
     }
+
+
+def _judge(history: History, told: Likeness) -> dict[str, Any]:
+    updates = {update: told.of(update) for update in told.updates}
+    return {
+        "name": told.judge.name,
+        "kind": told.judge.kind,
+        "sha256": told.judge.digest,
+        "training_pictures": told.compared,
+        "prompts_cut": told.cut,
+        "updates": [
+            {"update": update, "image": _mean(one.image), "text": _mean(one.text)} for update, one in updates.items()
+        ],
+        "previews": [
+            {"file": _below(history.folder, seen.path), "image": answer.image, "text": answer.text}
+            for seen, answer in told.seen
+        ],
+    }
+
+
+def _mean(mean: Mean | None) -> dict[str, Any] | None:
+    return None if mean is None else {"mean": mean.value, "error": mean.error, "previews": mean.previews}
 
 
 def _ranked(history: History, one: Ranked, made: Recommendation) -> dict[str, Any]:

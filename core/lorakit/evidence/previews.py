@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 
 from lorakit.audit import alike
-from lorakit.audit.data import gather
+from lorakit.audit.data import Told, gather
 from lorakit.audit.look import Look, prints
 from lorakit.audit.looks import looks
 from lorakit.errors import DataError
@@ -91,8 +91,9 @@ def judged(history: History) -> Previews:
     seen = {path: found for path in drawn if (found := _shown(path)) is not None}
     if not seen:
         return Previews(diversity=tuple(_diversity(history, ())))
-    paths, why_not = _taught(history.plan)
-    chosen = paths[:: max(1, -(-len(paths) // MOST))]
+    pictures, why_not = taught(history.plan)
+    paths = [one.path for one in pictures]
+    chosen = spaced(paths)
     known = {path: one for path, one in looks(chosen, work=map).items() if one.hash}
     poorest = [read.bits for path in chosen[:POOREST] if (read := _shown(Path(path))) is not None]
     usual: defaultdict[str, list[float]] = defaultdict(list)
@@ -117,14 +118,19 @@ def judged(history: History) -> Previews:
     return Previews(tuple(made), tuple(_diversity(history, made)), len(known), len(paths), why_not)
 
 
-def _taught(plan: Plan) -> tuple[list[str], str]:
+def taught(plan: Plan) -> tuple[list[Told], str]:
     """The pictures that the run trained on, where they still lie there, or why they cannot be had."""
     try:
         pictures = gather(plan.settings.data).pictures
     except DataError as error:
         return [], error.what
     held_out = set(plan.held_out)
-    return [one.path for one in pictures if one.path not in held_out], ""
+    return [one for one in pictures if one.path not in held_out], ""
+
+
+def spaced(paths: Sequence[str]) -> Sequence[str]:
+    """At most as many as are compared, evenly spaced."""
+    return paths[:: max(1, -(-len(paths) // MOST))]
 
 
 def _nearest(seen: _Shown, known: Mapping[str, Look]) -> tuple[int | None, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorakit.evidence.candidates import Candidate
 from lorakit.evidence.choosing import Gap, Ranked, Recommendation
+from lorakit.evidence.likeness import Likeness, Similar
 from lorakit.evidence.previews import Previews
 from lorakit.history import History
 from lorakit.words import count
@@ -18,7 +19,7 @@ FEW_CHECKPOINTS = 3  # below which there is little to choose from
 
 def reasons(one: Ranked, made: Recommendation) -> list[str]:
     """What speaks for and against a checkpoint, figures first."""
-    return [*_loss(one, made), *_trade(one, made), *_previews(one.candidate)]
+    return [*_loss(one, made), *_trade(one, made), *_previews(one.candidate), *_similar(one.candidate)]
 
 
 def _loss(one: Ranked, made: Recommendation) -> Iterator[str]:
@@ -59,6 +60,34 @@ def _previews(one: Candidate) -> Iterator[str]:
         if seen.copied:
             copied = Path(seen.copied).name
             yield f"its preview {seen.path.name} nearly copies {copied} ({seen.apart} of 128 bits of a hash differ)"
+
+
+def _similar(one: Candidate) -> Iterator[str]:
+    for told in one.similar:
+        if said := similar(told):
+            yield f"{told.judge}: {said}"
+
+
+def similar(told: Similar) -> str:
+    """What a judge says of a checkpoint's previews; empty where it says nothing."""
+    parts = (("image", told.image), ("text", told.text))
+    return ", ".join(
+        f"{name} similarity {_value(mean.value, mean.error)} ({count(mean.previews, 'preview')})"
+        for name, mean in parts
+        if mean is not None
+    )
+
+
+def judge(told: Likeness) -> str:
+    """What a judge looked at, and what it could not."""
+    said = [f"previews with the trigger word are held against at most {count(told.compared, 'training picture')}"]
+    if not told.compared:
+        said = [f"no preview is held against training pictures: {told.why_not or 'no prompt holds the trigger word'}"]
+    if told.judge.reads:
+        said.append("each preview is held against its prompt")
+    if cut := told.cut:
+        said.append(f"of {count(len(cut), 'prompt')} only the first {told.judge.reads} tokens are read")
+    return f"{'; '.join(said)}. It is told and decides nothing."
 
 
 def order(made: Recommendation) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from lorakit import evidence, pages
 from lorakit.errors import RunError
-from lorakit.evidence import Previews, Recommendation
+from lorakit.evidence import Likeness, Previews, Recommendation, words
 from lorakit.history import History
 from lorakit.report import plots, shown, told
 
@@ -18,20 +19,20 @@ SCRIPTS = ("uPlot.iife.min.js", "plots.js")
 STYLES = ("uPlot.min.css", "page.css")
 
 
-def write(history: History, file: Path, where: str = "the run's folder") -> None:
+def write(history: History, file: Path, where: str = "the run's folder", judged: Sequence[Likeness] = ()) -> None:
     """Write the page whole, or say why not; `where` is what named the file."""
-    pages.write(html(history), file, where)
+    pages.write(html(history, judged), file, where)
 
 
-def html(history: History) -> str:
-    """The page."""
-    return pages.rendered("lorakit.report", "page.html", facts(history))
+def html(history: History, judged: Sequence[Likeness] = ()) -> str:
+    """The page; `judged` is what judges say of the previews."""
+    return pages.rendered("lorakit.report", "page.html", facts(history, judged))
 
 
-def facts(history: History) -> dict[str, Any]:
+def facts(history: History, judged: Sequence[Likeness] = ()) -> dict[str, Any]:
     """What the template is filled with."""
     previews = evidence.judged(history)
-    made, why_not = _recommended(history, previews)
+    made, why_not = _recommended(history, previews, judged)
     first = made.first.candidate.update if made and made.first else None
     scripts = [_resource(name) for name in SCRIPTS]
     return {
@@ -41,7 +42,8 @@ def facts(history: History) -> dict[str, Any]:
         "proof": history.end.proof if history.end else "",
         "choice": told.choice(history, made, previews) if made else None,
         "why_not": why_not,
-        "plots": [plots.described(plot) for plot in plots.plots(history, first)],
+        "plots": [plots.described(plot) for plot in plots.plots(history, first, judged)],
+        "judges": [(one.judge.title, words.judge(one)) for one in judged],
         "pictures": shown.gallery(history, previews, first),
         "sheets": list(shown.sheets(history)),
         "alarms": list(told.alarms(history)),
@@ -55,10 +57,10 @@ def facts(history: History) -> dict[str, Any]:
     }
 
 
-def _recommended(history: History, previews: Previews) -> tuple[Recommendation | None, str]:
+def _recommended(history: History, previews: Previews, judged: Sequence[Likeness]) -> tuple[Recommendation | None, str]:
     """What `lorakit pick` would say, or why it would say nothing."""
     try:
-        return evidence.recommend(evidence.candidates(history, previews)), ""
+        return evidence.recommend(evidence.candidates(history, previews, judged)), ""
     except RunError as error:
         return None, str(error)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorakit.events import UpdateFinished, Validated
+from lorakit.evidence import Likeness
+from lorakit.evidence.likeness import Mean
 from lorakit.history import History, smoothed
 
 POINTS = 600  # of a curve that are drawn
@@ -38,9 +40,9 @@ class Plot:
     mark: int | None = None
 
 
-def plots(history: History, mark: int | None) -> Iterator[Plot]:
+def plots(history: History, mark: int | None, judged: Sequence[Likeness] = ()) -> Iterator[Plot]:
     """Every curve that the run has at least two points of."""
-    found = (*_measured(history.validations, mark), *_trained(history.updates, mark))
+    found = (*_measured(history.validations, mark), *_judged(judged, mark), *_trained(history.updates, mark))
     for plot in found:
         lines = [line for line in plot.lines if sum(value is not None for value in line.values) > 1]
         if lines:
@@ -158,6 +160,36 @@ def _measured(validations: Sequence[Validated], mark: int | None) -> Iterator[Pl
         unit="%",
         note="Its length over that of the weight it stands on.",
         lines=[line("median layer", "norm", share=100), line("largest layer", "largest_norm", share=100)],
+    )
+
+
+def _judged(judged: Sequence[Likeness], mark: int | None) -> Iterator[Plot]:
+    at = sorted({update for told in judged for update in told.updates})
+    found = [(told.judge.title, [told.of(update) for update in at]) for told in judged]
+    note = "Mean cosines of previews; bands are standard errors over them. They decide nothing."
+    yield Plot(
+        name="image-similarity",
+        title="Image similarity",
+        at=at,
+        mark=mark,
+        note=f"To the training pictures. {note} It rises too where pictures are learned by heart.",
+        lines=[_means(title, [one.image for one in every]) for title, every in found],
+    )
+    yield Plot(
+        name="text-similarity",
+        title="Text similarity",
+        at=at,
+        mark=mark,
+        note=f"Of previews to their prompts. {note}",
+        lines=[_means(title, [one.text for one in every]) for title, every in found],
+    )
+
+
+def _means(name: str, means: Sequence[Mean | None]) -> Line:
+    return Line(
+        name=name,
+        values=[one.value if one else None for one in means],
+        errors=[one.error if one else None for one in means],
     )
 
 
