@@ -164,7 +164,8 @@ def test_pictures_of_other_triggers_are_not_what_a_preview_should_be_like(folder
             return [Answer() for _ in questions]
 
         (folder / "judged.json").unlink(missing_ok=True)
-        evidence.likeness(found, evidence.judged(found), judges.read([clip]), ask)
+        (said,) = evidence.likeness(found, evidence.judged(found), judges.read([clip]), ask)
+        assert said.called == any(one.get("trigger") for one in data)
         return {one.prompt: {path.parent.name for path in one.like} for one in heard}
 
     both = compared({"folder": str(taught), "trigger": "sks"}, {"folder": str(other), "trigger": ""})
@@ -306,7 +307,17 @@ def test_a_run_without_previews(taught, tmp_path, dinov2, unloaded, capsys):
     unloaded()
     folder = tell(taught, tmp_path / "bare", [validated(100), validated(200)])
     assert run(["pick", str(folder), "--judge", str(dinov2)]) == 0
-    assert "no preview is held against training pictures" in capsys.readouterr().out
+    assert "no preview is held against training pictures: there is no preview" in capsys.readouterr().out
+
+
+def test_where_no_preview_can_be_asked_about_nothing_is_loaded(taught, tmp_path, dinov2, unloaded, capsys):
+    unloaded()
+    drawn = {100: [("a dog", scene(1))]}
+    folder = tell(taught, tmp_path / "other", [validated(100), validated(200)], previews=drawn)
+    assert run(["pick", str(folder), "--judge", str(dinov2)]) == 0
+    said = capsys.readouterr().out
+    assert "no prompt of a preview holds the trigger word" in said
+    assert "update 100: nothing" in said
 
 
 def test_two_judges_of_one_name_are_told_apart_and_one_twice_is_one(dinov2, tmp_path):

@@ -49,11 +49,15 @@ class Similar:
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """A judge's answer to each preview; `compared` training pictures at most were held against one."""
+    """A judge's answer to each preview; `compared` training pictures at most were held against one.
+
+    `called` says that the run has trigger words, so that only previews whose prompt holds one are.
+    """
 
     judge: Judge
     seen: tuple[tuple[Judged, Answer], ...]
     compared: int
+    called: bool = True
     why_not: str = ""
 
     def of(self, update: int) -> Similar:
@@ -77,13 +81,14 @@ def likeness(history: History, previews: Previews, judges: Sequence[Judge], ask:
     """What each judge says; `ask` hears only of what no earlier answer is kept for."""
     pictures, why_not = taught(history.plan)
     like = {one.prompt: _like(one.prompt, pictures) for one in previews.judged}
+    called = any(one.table.trigger for one in pictures)
     compared = max(map(len, like.values()), default=0)
     questions = [Question(one.path, one.prompt, like[one.prompt]) for one in previews.judged]
     keys, kept, found = _keys(questions), _Kept(history.folder / FILE), []
     for judge in judges:
         known = _answers(judge, dict(zip(keys, questions, strict=True)), kept, ask)
         seen = zip(previews.judged, (known[key] for key in keys), strict=True)
-        found.append(Likeness(judge, tuple(seen), compared, why_not))
+        found.append(Likeness(judge, tuple(seen), compared, called, why_not))
     return tuple(found)
 
 
@@ -96,7 +101,8 @@ def _like(prompt: str, pictures: Sequence[Told]) -> tuple[Path, ...]:
 
 def _answers(judge: Judge, asked: Mapping[str, Question], kept: _Kept, ask: Ask) -> Mapping[str, Answer]:
     """The answer to each question by its key."""
-    known = kept.read(judge)
+    needless = {key: Answer() for key, one in asked.items() if not one.like and not (judge.reads and one.prompt)}
+    known = kept.read(judge) | needless
     missing = [key for key in asked if key not in known]
     if missing:
         known |= dict(zip(missing, ask(judge, [asked[key] for key in missing]), strict=True))

@@ -80,9 +80,11 @@ def similar(told: Similar) -> str:
 
 def judge(told: Likeness) -> str:
     """What a judge looked at, and what it could not."""
-    said = [f"previews with the trigger word are held against at most {count(told.compared, 'training picture')}"]
+    which = "previews whose prompt holds the trigger word" if told.called else "previews"
+    said = [f"{which} are held against at most {count(told.compared, 'training picture')}"]
     if not told.compared:
-        said = [f"no preview is held against training pictures: {told.why_not or 'no prompt holds the trigger word'}"]
+        why = told.why_not or ("no prompt of a preview holds the trigger word" if told.seen else "there is no preview")
+        said = [f"no preview is held against training pictures: {why}"]
     if told.judge.reads:
         said.append("each preview is held against its prompt")
     if cut := told.cut:

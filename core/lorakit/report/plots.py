@@ -172,7 +172,7 @@ def _judged(judged: Sequence[Likeness], mark: int | None) -> Iterator[Plot]:
         title="Image similarity",
         at=at,
         mark=mark,
-        note=f"To the training pictures. {note} It rises too where pictures are learned by heart.",
+        note=f"To the training pictures. {note} They do not tell learning from copying.",
         lines=[_means(title, [one.image for one in every]) for title, every in found],
     )
     yield Plot(
