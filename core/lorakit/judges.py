@@ -65,7 +65,7 @@ def read(folders: Sequence[Path]) -> tuple[Judge, ...]:
     """The judges in order, each once; ModelError where a folder is none that can be used."""
     found: dict[str, Judge] = {}
     for folder in folders:
-        one = _judge(folder.expanduser())
+        one = _judge(folder)
         found.setdefault(one.digest, one)
     names = Counter(one.name for one in found.values())
     return tuple(
@@ -73,18 +73,19 @@ def read(folders: Sequence[Path]) -> tuple[Judge, ...]:
     )
 
 
-def _judge(folder: Path) -> Judge:
-    if not folder.is_dir():
-        what = f"{folder} is a file, not a folder" if folder.is_file() else f"there is no folder {folder}"
-        raise ModelError(what, where=WHERE, why="judges are local, and nothing is downloaded", fix=FIX)
+def _judge(given: Path) -> Judge:
     try:
+        folder = given.expanduser()
+        if not folder.is_dir():
+            what = f"{folder} is a file, not a folder" if folder.is_file() else f"there is no folder {folder}"
+            raise ModelError(what, where=WHERE, why="judges are local, and nothing is downloaded", fix=FIX)
         config = _config(folder)
         kind = _kind(folder, config)
         if lack := _lack(folder, kind):
             raise ModelError(f"the {TITLES[kind]} model in {folder} has no {lack}", where=WHERE, fix=FIX)
         return Judge(folder, kind, _digest(folder), folder.resolve().name, _reads(config) if kind == CLIP else 0)
-    except OSError as error:
-        raise ModelError(f"the judge {folder} cannot be read", where=WHERE, why=str(error)) from error
+    except (OSError, RuntimeError) as error:  # the second where `~name` names nobody
+        raise ModelError(f"the judge {given} cannot be read", where=WHERE, why=str(error)) from error
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

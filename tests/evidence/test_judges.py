@@ -186,7 +186,8 @@ def test_the_order_is_the_same_whatever_judges_say(folder, dinov2, clip):
 
 def test_pick_tells_it_in_reasons_and_in_a_table(folder, dinov2, clip, capsys):
     assert run(["pick", str(folder), "--judge", str(dinov2), "--judge", str(clip)]) == 0
-    said = capsys.readouterr().out
+    said, noise = capsys.readouterr()
+    assert noise == ""
     reasons, _, table = said.partition("judge        DINOv2 (dinov2-toy): ")
     assert "DINOv2 (dinov2-toy): image similarity" in reasons
     assert "CLIP (clip-toy): image similarity" in reasons
@@ -419,6 +420,11 @@ def test_folders_that_cannot_judge(folder, tmp_path, request, capsys, kind, spoi
 
 def test_a_file_is_no_folder(folder, dinov2, capsys):
     assert "is a file, not a folder" in refused(capsys, folder, dinov2 / "config.json")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-by-this-name/x"])
+def test_names_that_no_file_system_takes(folder, capsys, name):
+    assert "cannot be read" in refused(capsys, folder, name)
 
 
 def test_code_of_the_folder_is_not_run(folder, dinov2, tmp_path):

@@ -83,7 +83,7 @@ def _seen(loaded: Loaded, paths: Iterable[Path]) -> Iterator[tuple[Path, Tensor]
 def _read(loaded: Loaded, prompt: str) -> tuple[Tensor, int]:
     """The embedding of as much of a prompt as the model reads, and how many tokens all of it has."""
     most = loaded.model.config.text_config.max_position_embeddings
-    whole = loaded.tokenizer(prompt)["input_ids"]
+    whole = loaded.tokenizer(prompt, verbose=False)["input_ids"]  # it would warn of what is counted here
     ids = loaded.tokenizer(prompt, truncation=True, max_length=most, return_tensors="pt").to(loaded.device)
     found = loaded.model.get_text_features(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
     return _unit(found)[0], len(whole)
