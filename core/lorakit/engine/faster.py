@@ -38,6 +38,8 @@ class Faster:
     def begin(self, trainer: Trainer, samples: Samples) -> Iterator[Event]:
         """What is settled before the first update, each as a phase of its own."""
         yield from self._calibrate(trainer, samples)
+        settings = self._plan.settings
+        trainer.see(first_share(self._dataset, settings.train, settings.seed), samples)
         yield from self._fit_memory()
         if self._plan.settings.speed.attention == "timed" and self._device.type == "cuda":
             yield from self._choose_attention(trainer, samples)

@@ -94,6 +94,7 @@ class Trainer:
         self.describe: Callable[[int], str] = str  # a sample, in words, by its index
         self.ranks: Ranks = ALONE  # who else takes a share of every batch
         self.updates = 0
+        self._saw = False
         self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
         self._patch, self.dtype, self.device = patch, dtype, adapter.flat.device
         self._conditions, self._table = conditions, table
@@ -110,6 +111,7 @@ class Trainer:
         self._drawn.clear()
         losses: list[Tensor] = []
         for turn in self.ranks.own(turns):
+            self.see(turn, samples)
             with self._seeded("dropout", turn.first_pass, self._drops):
                 loss = self.loss(turn, samples)
                 losses.append(loss.detach())
@@ -157,6 +159,21 @@ class Trainer:
         if self._table is None:
             return Foresight((), {})
         return self._table.foresee({key: self.denoiser.condition(t, about) for key, t, about in told})
+
+    @torch.no_grad()
+    def see(self, turn: Turn, samples: Samples) -> None:
+        """Let a fused adapter see, once, which layers are given the same input, by a batch that teaches nothing.
+
+        From then on they answer together. A run that goes on would otherwise round its first update as no other.
+        """
+        if self._saw or not self.adapter.fused:
+            return
+        self._saw = True
+        self.adapter.train()
+        with self._seeded("dropout", turn.first_pass, self._drops):
+            self.loss(turn, samples)
+        self._drawn.clear()
+        self.adapter.train()
 
     def pass_through(self, turn: Turn, samples: Samples) -> None:
         """A batch forward and backward that leaves nothing behind, in the mode of training."""
