@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check docs examples clean
+.PHONY: demo test thorough check docs examples clean
 
 demo: .venv/run
 	rm -rf runs/demo
@@ -12,6 +12,9 @@ demo: .venv/run
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2
+
+thorough: .venv/test
+	$(BIN)/python -m pytest -n 2 -m thorough
 
 check: .venv/test
 	$(BIN)/ruff check .

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.thorough
 def test_the_script_for_gpus_runs_anywhere():
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "qwen, plain"]
     done = subprocess.run(

@@ -97,7 +97,10 @@ SIX_BY_TWO = {**SIX, "train__batch_size": 2}
 # -- the same result -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "updates"), [("qwen", 20), ("flux", 2), ("sdxl", 2)])
+@pytest.mark.parametrize(
+    ("family", "updates"),
+    [("qwen", 20), *(pytest.param(one, 2, marks=pytest.mark.thorough) for one in ("flux", "sdxl"))],
+)
 def test_two_processes_teach_what_one_does_with_the_same_batch(crew, place, family, updates):
     """An epoch is 9 pictures of one shape and 2 of another: batches of 4, 4, 1 and 2 are shared as 2 and 2 or less."""
     settings = {"train__updates": updates, "save__every": updates, "train__caption_dropout": 0.2}
@@ -159,7 +162,7 @@ def test_the_cache_is_filled_together(crew, place, tmp_path):
 # -- going on ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [1, pytest.param(4, marks=pytest.mark.thorough)])
 def test_a_run_goes_on_in_another_number_of_processes(crew, place, whole, count):
     begun = crew.run(2, *asked(place, f"more-{count}", **{**SIX_BY_TWO, "train__updates": 3}))
     again = ["resume", str(place / "runs" / f"more-{count}"), "--set", "train.updates=6", "--gpus", str(count)]

@@ -313,7 +313,7 @@ def seen(plan):
         yield torch.lerp(clean, torch.randn(clean.shape, generator=chance), t), t, Batch(item.text)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_recovery_takes_back_at_least_half_of_the_error_of_int2(room, world, good):
     plan = make_plan(room / "runs", world[1])
     shown = list(seen(plan))
@@ -350,7 +350,7 @@ def trained_loss(room, pictures, unseen, seed, updates=120, **quantization):
     return float(torch.stack(losses).mean())
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_lora_trained_on_the_recovered_base_is_within_a_twentieth_of_one_trained_on_int8(room, good):
     from lorakit.testing.examples import concept_examples
 

@@ -59,7 +59,7 @@ def test_overfit_an_earlier_checkpoint_is_recommended(recommended, capsys):
     assert "An earlier checkpoint is recommended." in said
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_underfit_the_last_checkpoint_is_recommended_and_going_on_is_advised(recommended, capsys):
     folder, found = recommended("underfit", {"pictures": "sks"}, 12, 4, 2e-4, pictures=4)
     assert found.first.candidate.update == 12
