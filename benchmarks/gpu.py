@@ -62,7 +62,7 @@ def lorakit_updates(subject: Subject, plan: Any, kit: Any, tiny: bool, gradient:
 
     from lorakit.control import Control
     from lorakit.dataset import index
-    from lorakit.engine import attention, loading, memory
+    from lorakit.engine import loading, memory
     from lorakit.engine.cache import Cache
     from lorakit.engine.faster import Faster
     from lorakit.engine.loading import load_model
@@ -102,13 +102,12 @@ def lorakit_updates(subject: Subject, plan: Any, kit: Any, tiny: bool, gradient:
         model.adapter.grad.zero_()
     faster = Faster(context, dataset, model, part)
     drained(faster.begin(trainer, lambda _: shown))
-    with memory.settled(), attention.preferred(faster.attention):
-        for number, batches in enumerate(coming):
-            trainer.foresee([batches], lambda _: shown)
-            step = drained(faster.update(trainer, batches, lambda _: shown))
-            if number == 0:
-                torch.save(model.adapter.grad.float().cpu(), gradient)
-            yield step.loss
+    for number, batches in enumerate(coming):
+        trainer.foresee([batches], lambda _: shown)
+        step = drained(faster.update(trainer, batches, lambda _: shown))
+        if number == 0:
+            torch.save(model.adapter.grad.float().cpu(), gradient)
+        yield step.loss
 
 
 def drained(events: Any) -> Any:

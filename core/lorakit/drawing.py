@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from lorakit.lora_facts import Facts
 from lorakit.plan import Plan
 from lorakit.single_file import header
 
-CHECKPOINT = re.compile(r"^update-(\d{1,18})$")
-STATE = "state.safetensors"
 KEPT: Mapping[str, tuple[str, ...]] = {
     "model": ("source", "config"),
     "scheduler": (),
@@ -35,27 +32,19 @@ OF_VARIANTS = ("guidance", "steps", "shift", "negative", "references")
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
-    """The LoRA files of a run's checkpoints by update, or else the finished file; RunError where there are none."""
-    found: dict[int, Path] = {}
-    for path in sorted((run / "checkpoints").glob("update-*/*.safetensors")):
-        place = CHECKPOINT.match(path.parent.name)
-        if place and path.name != STATE:
-            found[int(place[1])] = path
-    told = history.read(run)
-    if not found and told.end and told.file.is_file():
-        found[told.end.update] = told.file
+    """The LoRA files of a run's checkpoints by update, that of its end included; RunError where there are none."""
+    found = history.read(run).checkpoints()
     if not found:
         raise RunError(
             f"the run {run} has no checkpoint to draw with",
             fix="Train it further (`lorakit resume`), or name a LoRA file.",
         )
-    return dict(sorted(found.items()))
+    return found
 
 
 def latest(run: Path) -> Path:
-    """The LoRA file of a run: that of its end, or of its newest checkpoint."""
-    told = history.read(run)
-    return told.file if told.finished and told.file.is_file() else list(checkpoints(run).values())[-1]
+    """The newest LoRA file of a run."""
+    return list(checkpoints(run).values())[-1]
 
 
 def run_of(file: Path) -> Path | None:
@@ -66,13 +55,13 @@ def run_of(file: Path) -> Path | None:
 
 def family_of(run: Path) -> str:
     """The family of a run."""
-    return history.read(run).plan.settings.family
+    return history.plan_of(run).settings.family
 
 
 def request(facts: Facts, asked: Sequence[Layer], *, run: Path | None = None) -> list[Layer]:
     """The layers of a plan that draws with the file: what was trained with, what the file needs, what is asked."""
     family = _certain(facts)
-    told = history.read(run).plan if run else None
+    told = history.plan_of(run) if run else None
     own = told.settings.model_dump(mode="json", exclude_none=True) if told else config(facts.metadata)
     if own.get("family") not in (None, family.name):
         own = {}

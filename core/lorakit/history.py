@@ -87,13 +87,25 @@ class History:
         return self.folder / path.parent.name / path.name
 
 
+def plan_of(folder: Path) -> Plan:
+    """The plan of a run folder, as it was written; RunError where there is none, or none that can be read."""
+    file = folder / PLAN
+    if not file.is_file():
+        raise RunError(f"{folder} is not a run: it has no {PLAN}", fix="Name a folder that `lorakit train` made.")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{file} cannot be read", why=str(error), fix="It must be as lorakit wrote it.") from error
+    return Plan.from_json(text, str(file))
+
+
 def read(folder: Path) -> History:
     """The history of the run in `folder`; RunError where there is none, or none that can be read."""
+    plan = plan_of(folder)
     try:
-        plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN))
         events = tuple(events_of(folder))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{folder} is no run's folder", why=str(error), fix="Name the folder of a run.") from error
+    except OSError as error:
+        raise RunError(f"{folder / EVENTS} cannot be read", why=str(error), fix="Check its permissions.") from error
     sheets = [event for event in events if isinstance(event, SheetDrawn)]
     ends = [event for event in events if isinstance(event, RunFinished)]
     found = History(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from lorakit.secret import redacted
 
 if TYPE_CHECKING:
     import jinja2
+    from markupsafe import Markup
 
 LARGEST = 768  # pixels of a picture's longer side on a page
 SMALLEST = 192  # below which pixels are enlarged, so that they can be seen
@@ -69,10 +71,18 @@ def _inlined(path: Path, size: int, changed: int, largest: int) -> str:
     return f"data:image/{kind};base64,{b64encode(held.getvalue()).decode()}"
 
 
+def _coded(text: str) -> Markup:
+    """The text, escaped, with what stands between backquotes as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 @lru_cache(maxsize=8)
 def _template(package: str, name: str) -> jinja2.Template:
     import jinja2
 
     text = resources.files(package).joinpath(name).read_text(encoding="utf-8")
     made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    made.filters["coded"] = _coded
     return made.from_string(text)

@@ -60,7 +60,7 @@ def test_a_run_is_read_back_from_its_folder(made):
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path):
-    with pytest.raises(RunError, match="is no run's folder"):
+    with pytest.raises(RunError, match="is not a run"):
         history.read(tmp_path)
 
 

@@ -57,7 +57,7 @@ def test_what_is_there_is_kept(capsys, tmp_path, file):
 @pytest.mark.parametrize("command", [("sample", "-o", "x.png"), ("grid",)])
 def test_what_is_no_run(capsys, tmp_path, command):
     name, *more = command
-    assert "is no run's folder" in refused(capsys, name, tmp_path, *more)
+    assert "is not a run" in refused(capsys, name, tmp_path, *more)
     (tmp_path / "plan.json").write_text("{}")
     assert "is not a plan" in refused(capsys, name, tmp_path, *more)
 

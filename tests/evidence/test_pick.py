@@ -366,7 +366,7 @@ def test_runs_that_nothing_can_be_said_of(story, capsys, validations, how, why):
 
 def test_bad_input(capsys, tmp_path):
     assert run(["pick", str(tmp_path / "nothing")]) == 2
-    assert "is no run's folder" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
     assert run(["pick", str(tmp_path), "--most-drift", "0"]) == 2
     assert run(["pick", str(tmp_path), "--most-drift", "much"]) == 2
 

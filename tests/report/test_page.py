@@ -7,16 +7,19 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib import resources
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from lorakit import history
 from lorakit.cli import run
-from lorakit.events import Alarm, Event, UpdateFinished, Warned
+from lorakit.events import Alarm, Event, PhaseFinished, PhaseStarted, UpdateFinished, Warned
 from lorakit.report import html
+from lorakit.report.told import validation_share
 from tests.evidence.stories import tell, validated
 from tests.pictures import picture, scene
 from tests.report.reading import Page
@@ -289,7 +292,7 @@ def test_the_command_writes_it_beside_the_run_or_elsewhere(folder, tmp_path, cap
 
 def test_bad_input(folder, tmp_path, capsys):
     assert run(["report", str(tmp_path / "nothing")]) == 2
-    assert "is no run's folder" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
     assert run(["report", str(folder), "--output", str(tmp_path / "no" / "page.html")]) == 2
     said = capsys.readouterr().err
     assert "cannot be written" in said
@@ -303,3 +306,31 @@ def test_lines_that_were_cut_short_or_are_unknown_do_not_matter(folder):
         file.write('{"event": "FromTheFuture", "time": 1}\nnothing\n{"event": "Upd')
     assert page_of(folder) == before
     assert Event.from_json(Warned(message="x").to_json())
+
+
+def test_validation_s_share_is_of_all_of_training_and_of_no_pause_between_two_sittings():
+    def at(time, kind, **more):
+        return kind(time=time, **more)
+
+    done = {
+        "passes": 1,
+        "epoch": 1.0,
+        "loss": 1.0,
+        "learning_rate": 1e-4,
+        "grad_norm": 1.0,
+        "seconds": 1.0,
+        "memory": 0,
+    }
+    told = replace(validated(1), time=7.0)  # it took a second
+    events = (
+        at(0.0, PhaseStarted, phase="train"),
+        at(5.0, UpdateFinished, update=1, **done),
+        told,
+        at(8.0, PhaseFinished, phase="train", seconds=8.0),
+        at(50.0, PhaseStarted, phase="save"),
+        at(60.0, PhaseFinished, phase="save", seconds=10.0),
+        at(100.0, PhaseStarted, phase="train"),
+        at(102.0, UpdateFinished, update=2, **done),
+    )
+    run = SimpleNamespace(events=events, validations=(told,), told=lambda kind: [told])
+    assert validation_share(run) == "1 time, 10.0% of the time of training"

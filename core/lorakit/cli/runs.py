@@ -138,7 +138,7 @@ class _JsonLines:
 
 def read(events: Iterator[Event], readers: list[Reader]) -> int:
     """Give every event to every reader; the exit code that they end with."""
-    from lorakit.events import DrawingStopped, RecoveryStopped, RunStopped
+    from lorakit.events import DrawingStopped, PhaseStarted, RecoveryStopped, RunStopped
 
     gc.enable()
     if launched.number():  # nothing comes from there that says when the model libraries are loaded
@@ -146,11 +146,15 @@ def read(events: Iterator[Event], readers: list[Reader]) -> int:
     code = 0
     try:
         for event in events:
+            if isinstance(event, PhaseStarted) and event.phase == "train":
+                gc.collect()
+                gc.freeze()  # a loaded model is large and never garbage, and this process is ours
             for reader in readers:
                 reader(event)
             if isinstance(event, (RunStopped, RecoveryStopped, DrawingStopped)):
                 code = 0 if launched.restartable() else STOPPED
     finally:
+        gc.unfreeze()
         for reader in readers:
             close = getattr(reader, "close", None)
             if close:

@@ -111,7 +111,12 @@ class Faster:
 
         Draws are functions of the pass and weights move last, so it is the same update.
         """
-        return (yield from self._within(trainer, lambda: trainer.update(batches, samples)))
+
+        def work() -> Step:
+            with attention.preferred(self.attention):  # no longer than this, for it holds for the whole process
+                return trainer.update(batches, samples)
+
+        return (yield from self._within(trainer, work))
 
     def _within(self, trainer: Trainer, work: Callable[[], Result]) -> Generator[Event, None, Result]:
         """What some work answers; where memory runs out while blocks keep their activations, they stop that."""

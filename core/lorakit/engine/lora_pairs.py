@@ -194,10 +194,12 @@ def _cut(pair: Pair, rank: int) -> tuple[Pair, float, float]:
     exact = pair.exact()
     first, inner = torch.linalg.qr(exact.lora_b.double())
     second, other = torch.linalg.qr(exact.lora_a.double().T)
-    left, values, right = torch.linalg.svd(inner @ other.T)
-    squares = values.square()
+    middle = inner @ other.T
     if pair.rank <= rank:
-        return pair, float(squares.sum()), float(squares.sum())
+        energy = float(middle.square().sum())
+        return pair, energy, energy
+    left, values, right = torch.linalg.svd(middle)
+    squares = values.square()
     rank = min(rank, len(values))
     root = values[:rank].sqrt()
     lora_b = (first @ left[:, :rank]) * root

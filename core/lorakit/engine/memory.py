@@ -6,8 +6,8 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -98,17 +98,6 @@ def release() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     trim()
-
-
-@contextmanager
-def settled() -> Iterator[None]:
-    """For a while, Python's collector leaves alone what is there now: a loaded model is large and never garbage."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def trim() -> None:

@@ -14,7 +14,7 @@ from lorakit import workflow
 from lorakit.alarms import Watch
 from lorakit.changes import fixed
 from lorakit.control import Control
-from lorakit.engine import attention, checkpoint, lora_file, memory, preview
+from lorakit.engine import checkpoint, lora_file, memory, preview
 from lorakit.engine.attended import Attended
 from lorakit.engine.cache import Cache, sync, write_atomically
 from lorakit.engine.checking import Checking
@@ -129,8 +129,7 @@ class Run:
         painter = self._painter(material)
         self.gallery = Gallery(context, trainer, painter, self.watch) if painter else None
         self.validator = Validator(trainer, material.exam(), self.context.check)
-        with memory.settled(), attention.preferred(self.faster.attention):
-            yield from self._train(trainer, material)
+        yield from self._train(trainer, material)
         if self.ranks.first:
             yield from self._finish(trainer, painter)
 

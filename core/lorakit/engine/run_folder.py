@@ -13,7 +13,7 @@ from lorakit.engine import checkpoint
 from lorakit.engine.cache import sync, write_atomically
 from lorakit.errors import LorakitError, RunError
 from lorakit.events import Event, RunFinished, Validated
-from lorakit.history import EVENTS, PLAN, events_of
+from lorakit.history import EVENTS, PLAN, events_of, plan_of
 from lorakit.plan import Plan
 
 try:
@@ -24,14 +24,7 @@ except ImportError:  # Windows, where nobody is kept out
 
 def read_plan(folder: Path) -> Plan:
     """The plan of a run folder."""
-    file = folder / PLAN
-    if not file.is_file():
-        raise RunError(f"{folder} is not a run: it has no {PLAN}", fix="Name a folder that `lorakit train` made.")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file} cannot be read", why=str(error), fix="It must be as lorakit wrote it.") from error
-    plan = Plan.from_json(text, str(file))
+    plan = plan_of(folder)
     if plan.folder.resolve() != folder.resolve():  # the run was moved: go on where it is now
         output = str(folder.resolve().parent)
         return plan.with_settings(output=output, name=folder.resolve().name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lorakit.events import UpdateFinished, Validated
@@ -46,15 +46,7 @@ def plots(history: History, mark: int | None, judged: Sequence[Likeness] = ()) -
     for plot in found:
         lines = [line for line in plot.lines if sum(value is not None for value in line.values) > 1]
         if lines:
-            yield Plot(
-                name=plot.name,
-                title=plot.title,
-                at=plot.at,
-                lines=lines,
-                note=plot.note,
-                unit=plot.unit,
-                mark=plot.mark,
-            )
+            yield replace(plot, lines=lines)
 
 
 def _trained(updates: Sequence[UpdateFinished], mark: int | None) -> Iterator[Plot]:

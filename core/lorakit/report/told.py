@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorakit.events import Alarm, PhaseFinished, RunStarted, RunStopped, Warned
+from lorakit.events import Alarm, PhaseFinished, PhaseStarted, RunStarted, RunStopped, Validated, Warned
 from lorakit.evidence import Previews, Recommendation, words
 from lorakit.explain import arithmetic
 from lorakit.history import History
@@ -58,12 +58,18 @@ def summary(history: History) -> Iterator[Row]:
 
 
 def validation_share(history: History) -> str:
-    """How much of the time of training and validation together the latter took; empty where there was none."""
-    seconds = sum(one.seconds for one in history.validations)
-    whole = seconds + sum(one.seconds for one in history.updates)
-    if not seconds or not history.updates:
+    """How much of training's time validation took, previews and checkpoints included; empty where there was none."""
+    seconds = sum(one.seconds for one in history.told(Validated))
+    whole, last = 0.0, None
+    for event in history.events:
+        if isinstance(event, (RunStarted, PhaseStarted)):
+            last = event.time if isinstance(event, PhaseStarted) and event.phase == "train" else None
+        elif last is not None:
+            whole, last = whole + event.time - last, event.time
+            last = None if isinstance(event, PhaseFinished) else last
+    if not seconds or whole <= 0:
         return ""
-    return f"{count(len(history.validations), 'time')}, {seconds / whole:.1%} of the time of updates and validation"
+    return f"{count(len(history.validations), 'time')}, {min(1.0, seconds / whole):.1%} of the time of training"
 
 
 def choice(history: History, made: Recommendation, previews: Previews) -> Mapping[str, Any]:
