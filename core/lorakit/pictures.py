@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from lorakit.buckets import Shape
@@ -20,6 +21,10 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112  # the EXIF tag
 STORED_SIDES = (0x0100, 0x0101)  # the tags of a TIFF's width and height
 HEAD = 1 << 14  # bytes in which most JPEGs have told their size
+FRAMES = (0xC0, 0xC1, 0xC2)  # markers of a JPEG's frame: baseline, extended, progressive
+PASSED = (0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE2, 0xF0))  # tables, comments, and APPn but for EXIF and XMP
+MOST_PIXELS = 1 << 26  # beyond, Pillow is asked whether it would open such a picture
+FRAME_HEADER = Struct(">HBHHB")  # length, bits of a value, height, width, channels
 
 
 def found(folder: Path) -> Iterator[Path]:
@@ -60,7 +65,7 @@ def size(path: Path, unreadable: list[str]) -> Shape | None:
 
 
 def _size_by_head(path: Path) -> Shape | None:
-    """The size of a JPEG by its first bytes, in three quarters of the time; None where they do not suffice."""
+    """The size of a JPEG by its first bytes, in a fraction of the time; None where they do not suffice."""
     from PIL import Image
 
     opened = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -70,8 +75,29 @@ def _size_by_head(path: Path) -> Shape | None:
         os.close(opened)
     if not head.startswith(b"\xff\xd8\xff"):
         return None
+    if len(head) == HEAD and (found := frame(head)) is not None:  # a shorter file may end before its pixels
+        return found
     with suppress(Exception), Image.open(BytesIO(head), formats=("JPEG",)) as image:
         return size_of(image)
+    return None
+
+
+def frame(head: bytes) -> Shape | None:
+    """The size that a JPEG's frame header tells (ITU-T T.81, B.2.2); None where there is more to it than that.
+
+    That is where the file may say that it lies on its side, and where Pillow may not take it. A tenth of Pillow's time,
+    which matters for ten thousand pictures.
+    """
+    place = 2
+    while place + 10 <= len(head) and head[place] == 0xFF:
+        kind = head[place + 1]
+        if kind in FRAMES:
+            _, bits, height, width, channels = FRAME_HEADER.unpack_from(head, place + 2)
+            usual = bits == 8 and channels in (1, 3, 4) and 0 < width * height <= MOST_PIXELS
+            return Shape(width, height) if usual else None
+        if kind not in PASSED:
+            return None
+        place += 2 + int.from_bytes(head[place + 2 : place + 4], "big")
     return None
 
 
