@@ -11,7 +11,7 @@ def count(number: float, noun: str) -> str:
     return f"{round(number, 2):.10g} {noun if number == 1 else plural}"
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    shown = "; ".join(names[:most])
-    return f"{shown}; and {len(names) - most} more" if len(names) > most else shown
+def some(names: Sequence[str], most: int = 5, of: int | None = None) -> str:
+    """The first few names, and how many more there are, `of` so many where not all are given."""
+    shown, total = "; ".join(names[:most]), len(names) if of is None else of
+    return f"{shown}; and {total - most} more" if total > most else shown

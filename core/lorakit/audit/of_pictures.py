@@ -22,6 +22,7 @@ BLURRED = 0.33
 A picture that was enlarged twice has 0.2 to 0.3, a sharp one 0.4 to 1.3 (docs/check.md has the measurement)."""
 
 TELLING = 3.0  # detail below which a picture is too smooth to tell, of 255
+NAMED = 10  # pictures that a finding of likeness names
 
 
 def fitted(told: Told, seen: Look, sizing: Sizing) -> Fit | None:
@@ -119,8 +120,9 @@ def sharpness(seen: Look, brought: Fit) -> float | None:
 def _like(kind: str, words: str, groups: Sequence[alike.Group]) -> Iterator[Finding]:
     for group in groups:
         for path in group:
-            others = tuple(one for one in group if one != path)
-            yield Finding(kind, path, f"{words} {some([_short(one, path) for one in others], 2)}", others[:10])
+            others = tuple(one for one in group[: NAMED + 1] if one != path)[:NAMED]
+            told = some([_short(one, path) for one in others], 2, of=len(group) - 1)
+            yield Finding(kind, path, f"{words} {told}", others)
 
 
 def _short(path: str, beside: str) -> str:
