@@ -155,8 +155,8 @@ def item(subject: Subject, tiny: bool, config: dict[str, Any], channels: int) ->
     """A picture's latents with text, as the cache would give them."""
     import torch
 
-    from lorakit.engine.loop import Item
     from lorakit.engine.parts import Text
+    from lorakit.engine.preparing import Item
 
     draws = torch.Generator().manual_seed(1)
     side = 8 if tiny else 128

@@ -69,7 +69,7 @@ def work(arguments: list[str]) -> int:
     from lorakit.history import events_of
 
     sums, own = list[int](), dist.all_reduce
-    used, update = list[float](), Trainer.update
+    used, update = list[float](), Trainer.start
 
     def counted(tensor: Tensor, *more: object, **named: object) -> object:
         sums.append(tensor.numel() * tensor.element_size())
@@ -81,7 +81,7 @@ def work(arguments: list[str]) -> int:
         used.append(time.process_time() - began)
         return made
 
-    dist.all_reduce, Trainer.update = counted, timed
+    dist.all_reduce, Trainer.start = counted, timed
     code = run(arguments)
     if not code and not launched.number():
         output, name = (Path(arguments[arguments.index(one) + 1]) for one in ("--output", "--name"))

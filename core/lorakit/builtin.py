@@ -57,7 +57,7 @@ QUANTIZERS = (
     ),
 )
 OPTIMIZERS = (
-    Part(name="adamw", summary="AdamW, fused", load="lorakit.engine.optimizers:adamw", held=8),
+    Part(name="adamw", summary="AdamW, fused", load="lorakit.engine.optimizers:adamw", held=8, skips=True),
     Part(
         name="adamw8bit",
         summary="AdamW with both moments in 8 bits, by bitsandbytes",

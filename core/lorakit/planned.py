@@ -71,6 +71,7 @@ class PlannedSpeed(Speed):
     attention: Literal["timed", "torch"] = "torch"
     compile: Literal["auto", "blocks", "off"] = "off"
     recompute: Literal["all", "fit"] | int = "all"
+    losses: Literal["late", "at once"] = "at once"
 
 
 class PlannedSampling(Sampling):

@@ -57,8 +57,9 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     draft = Draft(request, request.settings.model_dump(), {})
     variant = _variant(draft, family)
     _settle_all(draft, shelves, family, variant, pm)
-    shelves.optimizers.find(request.settings.optimizer.name, request.where("optimizer.name"))
+    optimizer = shelves.optimizers.find(request.settings.optimizer.name, request.where("optimizer.name"))
     _fill_plain(draft, family, variant)
+    speed.fill(draft.fill, draft.table, request, family, variant, optimizer)
     data = tuple(PlannedData.model_validate(one) for one in draft.table["data"])
     sizing = _sizing(draft, family)
     held_out = checks.held_out(request)
@@ -70,7 +71,8 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _note_the_rest(draft)
     checks.source(draft.table, family, variant, request)
     checks.unread(draft.table, shelves.schedulers[draft.table["scheduler"]["name"]], variant, request)
-    speed.refuse(draft.table, family, variant, shelves.quantizers[draft.table["quantization"]["name"]], request)
+    quantizer = shelves.quantizers[draft.table["quantization"]["name"]]
+    speed.refuse(draft.table, family, variant, quantizer, optimizer, request)
     checks.recovery(draft.table["quantization"], request)
     settings = _planned(draft)
     plan = Plan(
@@ -153,7 +155,6 @@ def _fill_plain(draft: Draft, family: Family, variant: Variant) -> None:
         because = "the area at which the variant's text encoder sees them"
         draft.fill("text_encoder.reference_resolution", variant.text_reference_resolution, owner, because)
     _fill_conditioning(draft, variant, owner)
-    speed.fill(draft.fill, draft.table, draft.request, family, variant)
     default = settings.trigger or f"{family.name}-{draft.table['variant']}"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", default).strip("-._") or family.name
     draft.fill("name", name[:100], "lorakit", "the trigger" if settings.trigger else "family and variant")

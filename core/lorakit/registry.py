@@ -34,7 +34,8 @@ class Part:
     """Bytes: of a weight under a quantizer, of state for a trained parameter under an optimizer; None is unknown."""
     restoring: float = 0.0
     """Bytes that a quantizer reads and writes to restore one weight, each time that it is used."""
-
+    skips: bool = False
+    """Whether an optimizer leaves everything as it is where its `found_inf` is 1, as torch's fused ones do."""
     stays: bool = False
     """Whether a quantizer's layers must lie on the device from the start, and never wait in host memory."""
 

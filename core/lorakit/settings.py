@@ -274,6 +274,11 @@ class Speed(Section):
         description="How many blocks recompute their activations, where train.gradient_checkpointing is on: `all`, so "
         "many, or `fit`, as few as free memory allows.",
     )
+    losses: Literal["late", "at once"] | None = Field(
+        None,
+        description="When an update's loss and gradient norm are read: `late`, while the next update is under way, so "
+        "that the GPU never waits; or `at once`.",
+    )
 
 
 class Settings(Section):

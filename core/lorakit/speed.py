@@ -15,7 +15,7 @@ Fill = Callable[[str, object, str, str], None]
 """Sets a setting that nobody set: its name, the value, who decides and why."""
 
 
-def fill(put: Fill, table: dict[str, Any], request: Request, family: Family, variant: Variant) -> None:
+def fill(put: Fill, table: dict[str, Any], request: Request, family: Family, variant: Variant, optimizer: Part) -> None:
     """Which of the faster ways are taken."""
     settings = request.settings
     on_cpu, compiled = settings.model.device == "cpu", settings.speed.compile in ("auto", "blocks")
@@ -37,6 +37,13 @@ def fill(put: Fill, table: dict[str, Any], request: Request, family: Family, var
         put("speed.recompute", "all", "lorakit", because)
     else:
         put("speed.recompute", "fit", "lorakit", "what fits into free memory need not be computed twice")
+    if on_cpu or not optimizer.skips:
+        because = (
+            "a CPU has done all it was given" if on_cpu else f"{optimizer.name} cannot leave weights alone by itself"
+        )
+        put("speed.losses", "at once", "lorakit", because)
+    else:
+        put("speed.losses", "late", "lorakit", "the GPU need not wait for them; a bad update changes nothing")
 
 
 def _fill_modulation(put: Fill, table: dict[str, Any], request: Request, family: Family) -> None:
@@ -50,9 +57,18 @@ def _fill_modulation(put: Fill, table: dict[str, Any], request: Request, family:
     put("speed.modulation", "layers" if obstacle else "table", "lorakit", because)
 
 
-def refuse(table: dict[str, Any], family: Family, variant: Variant, quantizer: Part, request: Request) -> None:
+def refuse(
+    table: dict[str, Any], family: Family, variant: Variant, quantizer: Part, optimizer: Part, request: Request
+) -> None:
     """Raise ConfigError for ways that are not possible, alone or together."""
     _modulation(table, family, request)
+    if table["speed"]["losses"] == "late" and not optimizer.skips:
+        raise ConfigError(
+            f"speed.losses = 'late' does not go with optimizer.name = '{optimizer.name}'",
+            where=request.where("speed.losses"),
+            why="it would move weights by a gradient that is not finite before anybody has read that",
+            fix="Leave speed.losses out.",
+        )
     _offload(table, quantizer, request)
     _faster(table, variant, request)
 

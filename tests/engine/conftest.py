@@ -14,9 +14,10 @@ from lorakit import Kit, Plan
 from lorakit.control import Control
 from lorakit.engine.adapter import Adapter, attach
 from lorakit.engine.cache import Cache
-from lorakit.engine.loop import Item, Trainer
+from lorakit.engine.loop import Trainer
 from lorakit.engine.parts import Source, Text
 from lorakit.engine.phases import Context
+from lorakit.engine.preparing import Item
 from lorakit.engine.source import DTYPES, cache_folder, locate
 from lorakit.family import Family
 

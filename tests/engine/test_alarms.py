@@ -219,14 +219,14 @@ def test_a_loss_that_is_no_number_names_the_picture_and_the_level_of_it_alone(ki
 
 def test_memory_that_runs_out_is_recorded_with_the_ladder(kit, make_plan, monkeypatch):
     plan = make_plan(train={"updates": 3}, sampling={"prompts": []})
-    inner = Trainer.update
+    inner = Trainer.start
 
     def update(self, *given):
         if self.updates == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return inner(self, *given)
 
-    monkeypatch.setattr(Trainer, "update", update)
+    monkeypatch.setattr(Trainer, "start", update)
     with pytest.raises(TrainingError, match="does not suffice"):
         list(kit.train(plan))
     last = list(events_of(plan.folder))[-1]

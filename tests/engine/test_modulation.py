@@ -9,10 +9,11 @@ import torch
 
 from lorakit import Kit
 from lorakit.engine.loading import load_model
-from lorakit.engine.loop import Item, Trainer
+from lorakit.engine.loop import Trainer
 from lorakit.engine.modulation import Foreseen
 from lorakit.engine.objective import make_scheduler
 from lorakit.engine.parts import Batch, Text
+from lorakit.engine.preparing import Item
 from lorakit.engine.preview import denoise
 from lorakit.errors import ConfigError
 from lorakit.events import RunFinished

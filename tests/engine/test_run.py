@@ -290,14 +290,14 @@ def test_the_plan_is_kept_as_it_was(kit, make_plan):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
 def test_memory_that_runs_out_is_told_with_what_to_change_and_the_run_is_saved(kit, make_plan, monkeypatch, error):
     plan = make_plan(**SIX, save={"every": 0})
-    update = Trainer.update
+    update = Trainer.start
 
     def fail_at_third(self, *given):
         if self.updates == 2:
             raise error
         return update(self, *given)
 
-    monkeypatch.setattr(Trainer, "update", fail_at_third)
+    monkeypatch.setattr(Trainer, "start", fail_at_third)
     with pytest.raises(TrainingError) as caught:
         list(kit.train(plan))
     said = str(caught.value)

@@ -33,3 +33,34 @@ def test_a_run_on_cuda_in_bf16(tmp_path, quantization):
     assert sum(losses[-5:]) < sum(losses[:5])
     assert isinstance(events[-1], RunFinished)
     assert "scale 1.000" in events[-1].proof
+
+
+def test_a_steady_update_does_not_wait_for_the_device(tmp_path, monkeypatch):
+    from lorakit import Kit
+    from lorakit.engine.loop import Trainer
+
+    start = Trainer.start
+
+    def watched(self, *given):
+        steady = self.updates >= 4
+        torch.cuda.set_sync_debug_mode("error" if steady else "default")
+        try:
+            start(self, *given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "start", watched)
+    kit = Kit()
+    plan = kit.plan(
+        {
+            "family": "qwen",
+            "preset": "toy",
+            "output": str(tmp_path),
+            "data": [{"folder": str(PICTURES)}],
+            "model": {"device": "cuda"},
+            "optimizer": {"name": "adamw"},
+            "train": {"updates": 10, "precision": "bf16"},
+        }
+    )
+    assert plan.settings.speed.losses == "late"
+    list(kit.train(plan))

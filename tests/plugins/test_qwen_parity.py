@@ -18,9 +18,10 @@ from lorakit.engine.adapter import attach
 from lorakit.engine.cache import Cache, write_atomically
 from lorakit.engine.caching import Scene, Words, cache_text
 from lorakit.engine.draws import draw
-from lorakit.engine.loop import Item, Trainer
+from lorakit.engine.loop import Trainer
 from lorakit.engine.parts import Batch, Source, Text
 from lorakit.engine.phases import Context
+from lorakit.engine.preparing import Item
 from lorakit.engine.preview import Painter, Subject, denoise, noise_for
 from lorakit.engine.schedulers import FlowMatch
 from lorakit.order import Turn

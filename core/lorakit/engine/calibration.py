@@ -13,10 +13,10 @@ from lorakit.dataset import Dataset
 from lorakit.engine import memory
 from lorakit.engine.caching import Scene, cache_text
 from lorakit.engine.draws import draw
-from lorakit.engine.loop import Item
 from lorakit.engine.material import gather
 from lorakit.engine.parts import Batch, Conditions, Text, Words
 from lorakit.engine.phases import Context, Work
+from lorakit.engine.preparing import Item
 from lorakit.engine.schedulers import Scheduler
 
 NEUTRAL = (

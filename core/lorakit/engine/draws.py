@@ -36,7 +36,13 @@ def seed_of(what: str, seed: int, number: int) -> int:
 
 def draw(seed: int, number: int, shape: tuple[int, ...]) -> Draw:
     """The draws of pass `number`, made on the CPU so that they are the same on every device."""
+    level, drop, generator = chance(seed, number)
+    noise = torch.randn(shape, generator=generator)
+    return Draw(noise, level, drop, torch.randn((*shape[:1], 1, 1), generator=generator))
+
+
+def chance(seed: int, number: int) -> tuple[Tensor, float, torch.Generator]:
+    """A pass's numbers for its level and for dropping its caption, and what its noise is drawn from next."""
     generator = torch.Generator().manual_seed(seed_of("pass", seed, number))
     level, drop = torch.rand(2, generator=generator).clamp(NEAR, 1 - NEAR)
-    noise = torch.randn(shape, generator=generator)
-    return Draw(noise, level, float(drop), torch.randn((*shape[:1], 1, 1), generator=generator))
+    return level, float(drop), generator

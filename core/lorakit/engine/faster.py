@@ -13,9 +13,10 @@ import torch
 from lorakit.dataset import Dataset
 from lorakit.engine import attention, compiling, memory
 from lorakit.engine.loading import Model
-from lorakit.engine.loop import Samples, Step, Trainer
+from lorakit.engine.loop import Trainer
 from lorakit.engine.measuring import device_name
 from lorakit.engine.phases import Context, Result, phase
+from lorakit.engine.preparing import Samples
 from lorakit.engine.quantizers import Calibrated
 from lorakit.engine.recomputing import Fit
 from lorakit.estimate.model import size_of
@@ -96,7 +97,7 @@ class Faster:
         forms: dict[object, Turn] = {}
         for batches in islice(turns(self._dataset, settings.train, settings.seed), AHEAD):
             for turn in batches:
-                forms.setdefault(trainer.form(turn, samples), turn)
+                forms.setdefault(trainer.batches.form(turn, samples), turn)
         chosen = list(forms.values())[: compiling.FORMS]
         yield PhaseStarted(phase="compile", total=len(chosen))
         for done, turn in enumerate(chosen, 1):
@@ -106,17 +107,17 @@ class Faster:
         note = f"{count(len(chosen), 'form')} of batches"
         yield PhaseFinished(phase="compile", seconds=time.perf_counter() - began, note=note)
 
-    def update(self, trainer: Trainer, batches: Sequence[Turn], samples: Samples) -> Generator[Event, None, Step]:
+    def start(self, trainer: Trainer, batches: Sequence[Turn], samples: Samples) -> Generator[Event, None, None]:
         """One update, made again where memory runs out and blocks still keep their activations.
 
         Draws are functions of the pass and weights move last, so it is the same update.
         """
 
-        def work() -> Step:
+        def work() -> None:
             with attention.preferred(self.attention):  # no longer than this, for it holds for the whole process
-                return trainer.update(batches, samples)
+                trainer.start(batches, samples)
 
-        return (yield from self._within(trainer, work))
+        yield from self._within(trainer, work)
 
     def _within(self, trainer: Trainer, work: Callable[[], Result]) -> Generator[Event, None, Result]:
         """What some work answers; where memory runs out while blocks keep their activations, they stop that."""

@@ -29,13 +29,17 @@ class Gallery:
 
     def due(self, missing: bool = False) -> Iterator[Event]:
         """The previews that are due after the last update, or those of them that are not drawn yet."""
-        settings, update = self.context.plan.settings, self.trainer.updates
-        last, every = update == settings.train.updates, settings.sampling.every
-        if every and (last or is_due(update, every, self.context.plan.arithmetic, settings.train.accumulation)):
-            numbers, ranks = range(len(settings.sampling.prompts)), self.context.ranks
+        if self.is_due(self.trainer.updates):
+            numbers, ranks = range(len(self.context.plan.settings.sampling.prompts)), self.context.ranks
             wanted = [one for one in numbers if not (self._known(one) or (missing and self._path(one).is_file()))]
             for number, picture in ranks.made(ranks.said(wanted), self._drawing):
                 yield from self._shown(number, picture)
+
+    def is_due(self, update: int) -> bool:
+        """Whether previews are drawn after an update."""
+        settings, sums = self.context.plan.settings, self.context.plan.arithmetic
+        every, last = settings.sampling.every, update == settings.train.updates
+        return bool(every) and (last or is_due(update, every, sums, settings.train.accumulation))
 
     def now(self) -> Iterator[Event]:
         """Every prompt as the model draws it now; what was drawn since the last update is told of again."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,63 +16,34 @@ from lorakit.advice import loss_spikes
 from lorakit.alarms import Pass
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.checkpoint import State
-from lorakit.engine.draws import draw, seed_of
+from lorakit.engine.draws import seed_of
 from lorakit.engine.modulation import Foresight, ModulationTable
 from lorakit.engine.optimizers import learning_rate
-from lorakit.engine.parts import Batch, Conditions, Denoiser, Said, Text
+from lorakit.engine.parts import Batch, Conditions, Denoiser, Text
+from lorakit.engine.preparing import Batches, Prepared, Samples
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.sharing import RANDOM
+from lorakit.engine.unread import Arriving, Guard, Unread, waits
 from lorakit.errors import NotFiniteError, RunError
 from lorakit.order import Turn
 from lorakit.plan import Plan
 
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """What a sample is taught with: latents (C, H, W), text, the text of its empty caption, references (C, h, w).
-
-    `sizes` are those of `Batch.sizes`.
-    """
-
-    latents: Tensor
-    text: Said
-    empty: Said | None = None
-    references: tuple[Tensor, ...] = ()
-    sizes: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
-
-
 KNOWN = ("state", "param_groups")
 """What every optimizer's `state_dict` holds."""
-
-Samples = Callable[[int], Item]
-"""A sample by its index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an update did."""
+    """What update `update` did."""
 
+    update: int
     loss: float
     grad_norm: float
     learning_rate: float
     passes: tuple[Pass, ...] = ()
     reach: float | None = None
     """The norm of the adapter's B halves before it, now and then."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A batch on its device: clean latents and noise (B, C, H, W), noise levels (B,), what else the model is told.
-
-    `drawn` are the draws and the levels made of them, as numbers.
-    """
-
-    clean: Tensor
-    noise: Tensor
-    t: Tensor
-    about: Batch
-    drawn: tuple[tuple[float, float], ...] = ()
 
 
 class Trainer:
@@ -96,15 +69,28 @@ class Trainer:
         self.updates = 0
         self._saw = False
         self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
-        self._patch, self.dtype, self.device = patch, dtype, adapter.flat.device
-        self._conditions, self._table = conditions, table
+        self.dtype, self.device, self._table = dtype, adapter.flat.device, table
+        self.batches = Batches(plan.settings, scheduler, patch, self.device, dtype, conditions)
+        self._coming: dict[int, Turn] = {}  # what follows a batch, by its first pass
         self._foresight: Foresight[int] = Foresight((), {})
         self._drawn: list[tuple[float, float]] = []  # of the update under way
+        late = plan.settings.speed.losses == "late" and waits(self.device)
+        self.guard = Guard(optimizer, self.device) if late else None
+        self._unread: deque[Unread] = deque()
+        self._steps: deque[Step] = deque()  # of which nobody was told
         modules = (module for host in adapter.hosts.values() for module in host.modules())
         self._drops = adapter.dropout > 0 or any(isinstance(one, nn.Dropout) and one.p > 0 for one in modules)
 
     def update(self, turns: Sequence[Turn], samples: Samples) -> Step:
         """One update over `turns`, each picture's loss counting the same however they are batched."""
+        self.start(turns, samples)
+        return next(self.done())
+
+    def start(self, turns: Sequence[Turn], samples: Samples) -> None:
+        """One update, of which `done` says what it did.
+
+        Where numbers are read late, the device may not have come to it yet, and nothing here waits for it.
+        """
         pictures = sum(len(turn.samples) for turn in turns)
         self.adapter.train()
         self.adapter.grad.zero_()
@@ -118,18 +104,29 @@ class Trainer:
                 mean = loss.sum() / pictures
                 del loss  # so that its graph goes with the backward pass
                 mean.backward()  # type: ignore[no-untyped-call]
+            following = self._coming.get(turn.first_pass)
+            if following:
+                self.batches.fetch(following, samples)  # while the device is at work
         losses[:], self._drawn[:] = self.ranks.settled(self.adapter.grad, losses, self._drawn, turns)
         norm = self.adapter.grad.norm()
-        told: list[float] = torch.cat([*losses, norm[None], *self._reach()]).tolist()  # the one wait for the device
-        shown = (index for turn in turns for index in turn.samples)
-        together = zip(shown, self._drawn, told, strict=False)  # norms stand after the losses
-        passes = tuple(Pass(sample, *drawn, value) for sample, drawn, value in together)
-        average, length, reach = sum(told[:pictures]) / pictures, told[pictures], told[pictures + 1 :]
-        self._check(average, length, passes)
+        numbers = torch.cat([*losses, norm[None], *self._reach()])
+        rate = learning_rate(self.plan.settings.optimizer, self.updates + 1, self.plan.settings.train.updates)
+        unread = Unread(self.updates + 1, turns, tuple(self._drawn), rate, Arriving(numbers))
+        if self.guard is None:
+            step = self._read(unread)
+        else:
+            self.guard.see(numbers)
+        self._step(norm, rate)
+        if self.guard is None:
+            self._steps.append(step)
+        else:
+            self._unread.append(unread)
+
+    def _step(self, norm: Tensor, rate: float) -> None:
+        """Shorten the gradient, if it is too long, and move the weights."""
         limit = self.plan.settings.train.max_grad_norm
         if limit:
             self.adapter.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
-        rate = learning_rate(self.plan.settings.optimizer, self.updates + 1, self.plan.settings.train.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.stepping = True
@@ -138,7 +135,41 @@ class Trainer:
         self.updates += 1
         self._follow()
         self.stepping = False
-        return Step(average, length, rate, passes, reach[0] if reach else None)
+
+    def done(self, lag: int = 0) -> Iterator[Step]:
+        """What updates did that nobody was told of, in order, all but the last `lag`.
+
+        NotFiniteError where one had numbers that are not finite: it changed nothing, and neither did those after it.
+        """
+        while len(self._steps) + len(self._unread) > lag:
+            if not self._steps:
+                self._settle_next()
+            yield self._steps.popleft()
+
+    def settle(self) -> None:
+        """Wait until it is known that every update had finite numbers; NotFiniteError where one had not."""
+        while self._unread:
+            self._settle_next()
+
+    def _settle_next(self) -> None:
+        unread = self._unread.popleft()
+        try:
+            self._steps.append(self._read(unread))
+        except NotFiniteError:
+            self._unread.clear()
+            self.updates = unread.update - 1
+            raise
+
+    def _read(self, unread: Unread) -> Step:
+        """What an update did, once the device has come to it."""
+        told = unread.numbers.read()
+        shown = [index for turn in unread.turns for index in turn.samples]
+        together = zip(shown, unread.drawn, told, strict=False)  # norms stand after the losses
+        passes = tuple(Pass(sample, *drawn, value) for sample, drawn, value in together)
+        pictures = len(shown)
+        average, length, reach = sum(told[:pictures]) / pictures, told[pictures], told[pictures + 1 :]
+        self._check(unread.update, average, length, passes)
+        return Step(unread.update, average, length, unread.learning_rate, passes, reach[0] if reach else None)
 
     def _reach(self) -> list[Tensor]:
         """The norm of the adapter's B halves, (1,), after 1, 2, 4, 8 updates and so on, and each hundredth."""
@@ -148,10 +179,11 @@ class Trainer:
         return [torch.stack(torch._foreach_norm(halves)).norm()[None]]
 
     def foresee(self, updates: Sequence[Sequence[Turn]], samples: Samples) -> None:
-        """Work out ahead what the modulation layers answer in these updates."""
+        """Know which updates come, and work out ahead what the modulation layers answer in them."""
+        own = [turn for turns in updates for turn in self.ranks.own(turns)]
+        self._coming = {turn.first_pass: following for turn, following in pairwise(own)}
         if self._table is not None:
-            prepared = ((turn, self._prepared(turn, samples)) for turns in updates for turn in self.ranks.own(turns))
-            self._foresight = self.foreseen((turn.first_pass, one.t, one.about) for turn, one in prepared)
+            self._foresight = self.foreseen((turn.first_pass, *self.batches.condition(turn, samples)) for turn in own)
 
     @torch.no_grad()
     def foreseen(self, told: Iterable[tuple[int, Tensor, Batch]]) -> Foresight[int]:
@@ -186,7 +218,7 @@ class Trainer:
     def loss(self, turn: Turn, samples: Samples) -> Tensor:
         """The weighted squared error of each picture of a batch, (B,), in fp32."""
         with self._foresight.at(turn.first_pass):
-            shown = self._prepared(turn, samples)
+            shown = self.batches.of(turn, samples)
             self._drawn += shown.drawn
             return self.score(shown)
 
@@ -196,51 +228,6 @@ class Trainer:
         answer = self.denoiser.predict(noisy, shown.t, shown.about)
         error = (answer.float() - self.scheduler.target(shown.clean, shown.noise, shown.t)) ** 2
         return error.flatten(1).mean(1) * self.scheduler.weight(shown.t)
-
-    def _prepared(self, turn: Turn, samples: Samples) -> Prepared:
-        found = [samples(index) for index in turn.samples]
-        draws = [
-            draw(self.plan.settings.seed, turn.first_pass + place, tuple(item.latents.shape))
-            for place, item in enumerate(found)
-        ]
-        dropout = self.plan.settings.train.caption_dropout
-        texts = [
-            item.empty if item.empty is not None and chance.drop < dropout else item.text
-            for chance, item in zip(draws, found, strict=True)
-        ]
-        noise = torch.stack([chance.noise for chance in draws])
-        offset = torch.stack([chance.offset for chance in draws])
-        return self.prepared(found, texts, noise, offset, torch.stack([chance.level for chance in draws]))
-
-    def prepared(
-        self, items: Sequence[Item], texts: Sequence[Said], noise: Tensor, offset: Tensor, u: Tensor
-    ) -> Prepared:
-        """A batch at these draws: noise (B, C, H, W) and (B, C, 1, 1), and u (B,) in (0, 1) for the noise level."""
-        clean = torch.stack([item.latents for item in items]).float()
-        noise = self.scheduler.noise(noise, offset)
-        t = self.scheduler.level(u, self.tokens(clean))
-        drawn = tuple(zip(u.tolist(), t.tolist(), strict=True))
-        clean, noise, t = (tensor.to(self.device) for tensor in (clean, noise, t))
-        return Prepared(clean, noise, t, self.told(items, texts), drawn)
-
-    def form(self, turn: Turn, samples: Samples) -> object:
-        """What code compiled for a batch depends on: how many pictures, their shape, and how long their texts are."""
-        items = [samples(index) for index in turn.samples]
-        texts = [item.text.lengths if isinstance(item.text, Text) else item.text for item in items]
-        shapes = [tuple(one.shape) for one in (items[0].latents, *items[0].references)]
-        return len(items), tuple(shapes), max(texts, key=str)
-
-    def told(self, items: Sequence[Item], texts: Sequence[Said]) -> Batch:
-        """What the model is told of items that have these texts."""
-        text = self._conditions(texts).to(self.device, self.dtype)
-        seen = zip(*(item.references for item in items), strict=True)
-        references = tuple(torch.stack(some).to(self.device, self.dtype) for some in seen)
-        sizes = torch.tensor([item.sizes for item in items], device=self.device)
-        return Batch(text, references, sizes, self.plan.settings.train.guidance)
-
-    def tokens(self, latents: Tensor) -> int:
-        """Image tokens of a picture with latents (..., H, W)."""
-        return latents.shape[-1] * latents.shape[-2] // self._patch**2
 
     @contextmanager
     def _seeded(self, what: str, number: int, needed: bool = True) -> Iterator[None]:
@@ -257,7 +244,8 @@ class Trainer:
             yield
 
     def state(self) -> State:
-        """Everything that training goes on from."""
+        """Everything that training goes on from; NotFiniteError where an update was spoiled that nobody has read."""
+        self.settle()
         held = [dict(self.optimizer.state.get(part.weights, {})) for part in self.adapter.parts]
         groups = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
         more = {name: value for name, value in self.optimizer.state_dict().items() if name not in KNOWN}
@@ -286,15 +274,16 @@ class Trainer:
         """Let the running average follow the weights; it starts short and lengthens to the planned decay."""
         if self.average is not None:
             decay = min(self.plan.settings.train.ema, (1 + self.updates) / (10 + self.updates))
-            self.average.lerp_(self.adapter.flat.detach(), 1 - decay)
+            weight = 1 - decay if self.guard is None else (1 - decay) * (1 - self.guard.spoiled)
+            self.average.lerp_(self.adapter.flat.detach(), weight)
 
-    def _check(self, loss: float, norm: float, passes: Sequence[Pass]) -> None:
+    def _check(self, update: int, loss: float, norm: float, passes: Sequence[Pass]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         guilty = [one for one in passes if not math.isfinite(one.loss)] or passes
         shown = sorted({f"{self.describe(one.sample)} at noise level {one.level:.4g}" for one in guilty})
         raise NotFiniteError(
-            f"the loss or gradient of update {self.updates + 1} is not a finite number (loss {loss}, gradient {norm})",
+            f"the loss or gradient of update {update} is not a finite number (loss {loss}, gradient {norm})",
             why=f"it was computed on {', '.join(shown)}",
             fix=f"In a new run try, in this order: {'; '.join(loss_spikes(self.plan))}",
         )

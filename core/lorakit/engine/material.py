@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lorakit.dataset import Dataset, Framed, Reference, Sample, index, previewed
 from lorakit.engine.caching import LatentStore, Scene, TextStore, cache_images, cache_text, live, load_encoder
-from lorakit.engine.loop import Item
 from lorakit.engine.parts import Conditions, ImageCoder, Said, Text, TextEncoder, Words
 from lorakit.engine.phases import Context, Work, phase
+from lorakit.engine.preparing import Item
 from lorakit.engine.preview import Subject
 from lorakit.engine.validation import Materials, Tried
 from lorakit.errors import RunError

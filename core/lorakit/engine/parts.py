@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lorakit.dataset import Reference
 from lorakit.engine.sharing import loading
+from lorakit.engine.unread import onto
 from lorakit.engine.weights import hollow
 from lorakit.errors import ModelError
 
@@ -35,12 +36,12 @@ class Text:
         if min(self.lengths) == self.hidden.shape[1]:
             return None
         positions = torch.arange(self.hidden.shape[1], device=self.hidden.device)
-        return positions < torch.tensor(self.lengths, device=self.hidden.device)[:, None]
+        return positions < onto(torch.tensor(self.lengths), self.hidden.device)[:, None]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Text:
         """The same on another device, in another number format."""
-        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        return Text(self.hidden.to(device, dtype), self.lengths, pooled)
+        pooled = None if self.pooled is None else onto(self.pooled, device).to(dtype)
+        return Text(onto(self.hidden, device).to(dtype), self.lengths, pooled)
 
     @staticmethod
     def collate(items: Sequence[Text]) -> Text:
@@ -99,8 +100,8 @@ class Batch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The same on another device, text and references in another number format."""
-        references = tuple(one.to(device, dtype) for one in self.references)
-        sizes = None if self.sizes is None else self.sizes.to(device)
+        references = tuple(onto(one, device).to(dtype) for one in self.references)
+        sizes = None if self.sizes is None else onto(self.sizes, device)
         return Batch(self.text.to(device, dtype), references, sizes, self.guidance)
 
 

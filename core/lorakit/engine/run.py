@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
-import torch
-import torch.version
-
 from lorakit import workflow
 from lorakit.alarms import Watch
-from lorakit.changes import fixed
 from lorakit.control import Control
-from lorakit.engine import checkpoint, lora_file, memory, preview
+from lorakit.engine import checkpoint, memory, preview
 from lorakit.engine.attended import Attended
 from lorakit.engine.cache import Cache, sync, write_atomically
 from lorakit.engine.checking import Checking
 from lorakit.engine.faster import Faster
 from lorakit.engine.gallery import Gallery
+from lorakit.engine.keeping import Keeper
 from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
 from lorakit.engine.material import Material, draws, gather
@@ -35,8 +33,6 @@ from lorakit.engine.versions import versions
 from lorakit.errors import NotFiniteError
 from lorakit.estimate.savings import savings
 from lorakit.events import (
-    CheckpointRemoved,
-    CheckpointSaved,
     Event,
     PhaseFinished,
     PhaseStarted,
@@ -48,7 +44,7 @@ from lorakit.events import (
     Verb,
     Warned,
 )
-from lorakit.order import AHEAD, Turn, is_due, turns
+from lorakit.order import AHEAD, Turn, turns
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
 
@@ -73,6 +69,7 @@ class Run:
         self.folder = plan.folder
         self.began = time.perf_counter()
         self.trainer: Trainer | None = None
+        self._started: deque[Sequence[Turn]] = deque()  # the batches of updates that were not told of
         self.gallery: Gallery | None = None
         self.watch = Watch(plan, savings(plan, self.family, shelves))
         control.begin({} if draws(plan) else {"sample": NOTHING_DRAWN})
@@ -94,16 +91,17 @@ class Run:
         )
         yield from (Warned(message=note) for note in notes)
         try:
-            attended = Attended(self.control, self._ready, self._serve, lambda: self._done(start))
-            yield from attended.events(self._work(start))
+            yield from self._attended(start)
         except StopAsked:
             self.ranks.leave(None, self.control.reason)
-            self._save_now()
+            if self.trainer:
+                self.keeper.save_now()
             yield RunStopped(update=self._done(start), reason=self.control.reason, folder=str(self.folder))
         except BaseException as error:
             self.ranks.leave(error, "asked to stop")
             with suppress(Exception):  # what went wrong first is what is told
-                self._save_now()
+                if self.trainer:
+                    self.keeper.save_now()
             if isinstance(error, NotFiniteError):
                 yield self.watch.raised("not finite", self._done(start) + 1, f"{error.what}; {error.why}")
             if not memory.is_exhausted(error):
@@ -112,6 +110,15 @@ class Run:
             told = memory.exhausted(self.device, error, self._done(start), smaller)
             yield self.watch.raised("out of memory", self._done(start), told.what, smaller)
             raise told from error
+
+    def _attended(self, start: int) -> Generator[Event, None, None]:
+        try:
+            attended = Attended(self.control, self._ready, self._serve, lambda: self._done(start))
+            yield from attended.events(self._work(start))
+        except StopAsked:
+            if self.trainer:
+                yield from self._told(self.trainer)
+            raise
 
     def _work(self, start: int) -> Generator[Event, None, None]:
         cache = Cache(cache_folder(self.plan))
@@ -151,7 +158,7 @@ class Run:
         self.watch.taught = lambda: [sample.path for sample in self.dataset.samples]
         if start:
             trainer.restore(checkpoint.load(self.folder, start, self.context.device))
-        self.trainer = trainer
+        self.trainer, self.keeper = trainer, Keeper(self.plan, self.family, self.dataset, trainer)
         return trainer
 
     def _painter(self, material: Material) -> preview.Painter | None:
@@ -173,41 +180,47 @@ class Run:
     # -- training ------------------------------------------------------------------------------------------------
 
     def _train(self, trainer: Trainer, material: Material) -> Iterator[Event]:
-        settings, dataset = self.plan.settings, self.dataset
+        settings = self.plan.settings
         yield PhaseStarted(phase="train", total=settings.train.updates)
-        checking = Checking(self.plan, self.family, self.shelves, self.context.device)
+        self.checking = Checking(self.plan, self.family, self.shelves, self.context.device)
         began = time.perf_counter()
-        passes = 0
         if self.ranks.said(trainer.updates not in validated(self.folder)):  # it may have been before a stop
             yield from self.validator.due()
         if trainer.updates and self.gallery:  # a stop may have come while they were drawn
             yield from self.gallery.due(missing=True)
-        then = time.perf_counter()
+        self._then = time.perf_counter()
         for batches in self._foreseen(trainer, material):
             self.context.check()
-            step = yield from self.faster.update(trainer, batches, material.item)
-            passes = batches[-1].first_pass + len(batches[-1].samples)
-            now = time.perf_counter()
-            done = UpdateFinished(
-                update=trainer.updates,
-                passes=passes,
-                epoch=passes / dataset.passes,
-                loss=step.loss,
-                learning_rate=step.learning_rate,
-                grad_norm=step.grad_norm,
-                seconds=now - then,
-                memory=memory.peak(self.context.device),
-            )
-            yield done
-            yield from checking.after(done)
-            yield from self.faster.after(done, batches)
-            spilled = memory.spilled(self.device) if self.watch.looks_at_memory(done.update) else 0
-            yield from self.watch.after(done, step.passes, step.reach, spilled)
-            yield from self._at(trainer.updates)
-            then = time.perf_counter()
+            self._started.append(batches)
+            yield from self.faster.start(trainer, batches, material.item)
+            yield from self._told(trainer, lag=0 if self._is_due(trainer.updates) else 1)
         seconds = time.perf_counter() - began
         note = f"{trainer.updates} updates{self.validator.share(seconds)}"
         yield PhaseFinished(phase="train", seconds=seconds, note=note)
+
+    def _told(self, trainer: Trainer, lag: int = 0) -> Iterator[Event]:
+        """What there is to say of the updates that were started, all but the last `lag`, and what is due after them."""
+        for step in trainer.done(lag if trainer.guard else 0):
+            batches = self._started.popleft()
+            now, passes = time.perf_counter(), batches[-1].first_pass + len(batches[-1].samples)
+            done = UpdateFinished(
+                update=step.update,
+                passes=passes,
+                epoch=passes / self.dataset.passes,
+                loss=step.loss,
+                learning_rate=step.learning_rate,
+                grad_norm=step.grad_norm,
+                seconds=now - self._then,
+                memory=memory.peak(self.context.device),
+            )
+            yield done
+            yield from self.checking.after(done)
+            yield from self.faster.after(done, batches)
+            spilled = memory.spilled(self.device) if self.watch.looks_at_memory(done.update) else 0
+            yield from self.watch.after(done, step.passes, step.reach, spilled)
+            if step.update == trainer.updates:  # else the next is under way, and nothing is due
+                yield from self._at(step.update)
+            self._then = time.perf_counter()
 
     def _foreseen(self, trainer: Trainer, material: Material) -> Iterator[Sequence[Turn]]:
         """The batches of every update to come, worked out ahead some updates at a time."""
@@ -216,12 +229,20 @@ class Run:
             trainer.foresee(ahead, material.item)
             yield from ahead
 
+    def _is_due(self, update: int) -> bool:
+        """Whether anything is done after an update, before the next is started."""
+        drawn = self.gallery is not None and self.gallery.is_due(update)
+        return (
+            self.keeper.is_due(update)
+            or self.validator.is_due(update)
+            or drawn
+            or update == self.plan.arithmetic.updates
+        )
+
     def _at(self, update: int) -> Iterator[Event]:
         """The checkpoint, the validation and the previews that are due after `update`."""
-        settings, sums, last = self.plan.settings, self.plan.arithmetic, update == self.plan.settings.train.updates
-        every = settings.save.every
-        if self.ranks.first and every and (last or is_due(update, every, sums, settings.train.accumulation)):
-            yield from self._kept()
+        if self.ranks.first and self.keeper.is_due(update):
+            yield from self.keeper.checkpoint()
         yield from self.validator.due()
         if self.gallery:
             yield from self.gallery.due()
@@ -235,36 +256,7 @@ class Run:
         if what == "sample" and self.gallery:
             yield from self.gallery.now()
         elif what == "save":
-            yield from self._kept()
-
-    # -- saving --------------------------------------------------------------------------------------------------
-
-    def _average(self) -> torch.Tensor | None:
-        return self.trainer.average if self.trainer else None
-
-    def _file(self) -> bytes:
-        assert self.trainer
-        with self.adapter.at(1.0, self._average()):
-            return lora_file.encode(self.plan, self.family, self.adapter, self.dataset, self.trainer.updates)
-
-    def _checkpoint(self) -> CheckpointSaved:
-        assert self.trainer
-        name = f"{self.plan.settings.name}-{self.trainer.updates:06d}.safetensors"
-        place = checkpoint.save(self.folder, self.trainer.state(), name, self._file(), fixed(self.plan))
-        return CheckpointSaved(update=self.trainer.updates, folder=str(place), lora=str(place / name))
-
-    def _kept(self) -> Iterator[Event]:
-        """A checkpoint of where training stands, and room made for it."""
-        yield self._checkpoint()
-        for gone in checkpoint.prune(self.folder, self.plan.settings.save.keep):
-            yield CheckpointRemoved(update=gone, folder=str(checkpoint.folder_of(self.folder, gone)))
-
-    def _save_now(self) -> None:
-        """A checkpoint of where training stands, unless an update was cut in the middle or nothing is new."""
-        if not self.ranks.first or not self.trainer or self.trainer.stepping or not self.trainer.updates:
-            return
-        if self.trainer.updates not in checkpoint.saved(self.folder):
-            self._checkpoint()
+            yield from self.keeper.checkpoint()
 
     def _done(self, start: int = 0) -> int:
         return self.trainer.updates if self.trainer else start
@@ -277,9 +269,9 @@ class Run:
 
         def save() -> Iterator[str]:
             aside = self.folder / ".unproven" / path.name
-            write_atomically(aside, self._file())
+            write_atomically(aside, self.keeper.file())
             yield path.name
-            with self.adapter.at(1.0, self._average()):
+            with self.adapter.at(1.0, trainer.average):
                 proofs.append(prove(aside, self.plan, self.family, self.context.source, self.adapter))
             aside.replace(path)
             aside.parent.rmdir()
@@ -291,11 +283,11 @@ class Run:
             yield Warned(message=f"the file will not work everywhere as it was taught: {proofs[-1]}")
         if trainer.average is not None:
             raw = path.with_name(f"{settings.name}-raw.safetensors")
-            write_atomically(raw, self._raw())
+            write_atomically(raw, self.keeper.raw())
             yield Warned(message=f"the file holds the running average (train.ema); the last weights are in {raw}")
         if painter and settings.sampling.strengths:
             sheet = self.folder / "samples" / "strengths.png"
-            with self.adapter.at(1.0, self._average()):
+            with self.adapter.at(1.0, trainer.average):
                 drawn = painter.sheet(
                     self.adapter, settings.sampling.strengths, self.context.device, self.context.source.dtype
                 )
@@ -309,7 +301,3 @@ class Run:
             workflow=drawing,
             seconds=time.perf_counter() - self.began,
         )
-
-    def _raw(self) -> bytes:
-        assert self.trainer
-        return lora_file.encode(self.plan, self.family, self.adapter, self.dataset, self.trainer.updates)

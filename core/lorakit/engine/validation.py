@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.draws import seed_of
 from lorakit.engine.frozen import FrozenLinear
-from lorakit.engine.loop import Item, Prepared, Trainer
+from lorakit.engine.loop import Trainer
 from lorakit.engine.parts import Batch, Said
+from lorakit.engine.preparing import Item, Prepared
 from lorakit.events import Validated
 from lorakit.validation import LEVELS, is_due
 
@@ -72,10 +73,13 @@ class Validator:
 
     def due(self) -> Iterator[Validated]:
         """What is measured after the trainer's last update, where that is planned."""
-        plan = self.trainer.plan
-        every, accumulation = plan.settings.validation.every, plan.settings.train.accumulation
-        if is_due(self.trainer.updates, every, plan.arithmetic, accumulation):
+        if self.is_due(self.trainer.updates):
             yield self.measure()
+
+    def is_due(self, update: int) -> bool:
+        """Whether something is measured after an update."""
+        plan = self.trainer.plan
+        return is_due(update, plan.settings.validation.every, plan.arithmetic, plan.settings.train.accumulation)
 
     def share(self, seconds: float) -> str:
         """Which share of a training's `seconds` went here, in words; nothing where nothing was measured."""
@@ -138,7 +142,7 @@ class Validator:
         draws = torch.Generator().manual_seed(seed_of(f"validation {kind}", self.seed, number * len(LEVELS) + place))
         noise = torch.randn((1, *shape), generator=draws)
         offset = torch.randn((1, shape[0], 1, 1), generator=draws)
-        return self.trainer.prepared([one.item], [text], noise, offset, torch.tensor(LEVELS[place : place + 1]))
+        return self.trainer.batches.at([one.item], [text], noise, offset, torch.tensor(LEVELS[place : place + 1]))
 
     def _trigger(self, tried: Sequence[Tried], losses: Tensor, kind: str) -> Tensor:
         """How much more the pictures are missed without their trigger word, by picture and level, at the same noise."""
@@ -172,13 +176,13 @@ class Validator:
         trainer = self.trainer
         draws = torch.Generator().manual_seed(seed_of("drift", self.seed, number))
         noise = torch.randn((1, *item.latents.shape), generator=draws).to(trainer.device, trainer.dtype)
-        sampler = trainer.scheduler.sampler(len(LEVELS), trainer.tokens(noise))
+        sampler = trainer.scheduler.sampler(len(LEVELS), trainer.batches.tokens(noise))
         latents = sampler.start(noise)
         for place, now in enumerate(sampler.times.to(trainer.device)):
             self.check()
             noisy, t = sampler.seen(latents, place), now.expand(1)
-            answer = trainer.denoiser.predict(noisy, t, trainer.told([item], [item.text]))
-            yield Glance(noisy, t, answer.float(), lambda: trainer.told([item], [item.text]))
+            answer = trainer.denoiser.predict(noisy, t, trainer.batches.told([item], [item.text]))
+            yield Glance(noisy, t, answer.float(), lambda: trainer.batches.told([item], [item.text]))
             latents = sampler.step(latents, answer, place)
 
     # -- norms -------------------------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from lorakit import Plan
 from lorakit.control import Control
 from lorakit.engine.draws import draw
 from lorakit.engine.loading import Model, load_model
-from lorakit.engine.loop import Item, Trainer
+from lorakit.engine.loop import Trainer
 from lorakit.engine.lora_linear import LoraLinear
 from lorakit.engine.material import Material, gather
 from lorakit.engine.objective import make_scheduler
+from lorakit.engine.preparing import Item
 from lorakit.engine.quantizers import Calibrated
 from lorakit.errors import RuleError
 from lorakit.events import Event, RunFinished, RunStopped, UpdateFinished
@@ -69,7 +70,7 @@ class Lesson:
             for place, u in enumerate((0.2, 0.5, 0.8)):
                 chance = draw(99, 3 * number + place, tuple(item.latents.shape))
                 noise, offset = chance.noise[None], chance.offset[None]
-                shown = self.trainer.prepared([item], [item.text], noise, offset, torch.tensor([u]))
+                shown = self.trainer.batches.at([item], [item.text], noise, offset, torch.tensor([u]))
                 found.append(float(self.trainer.score(shown)))
         return sum(found) / len(found)
 

@@ -14,8 +14,9 @@ from lorakit.engine.adapter import attach
 from lorakit.engine.cache import write_atomically
 from lorakit.engine.ddpm import Ddpm
 from lorakit.engine.draws import draw
-from lorakit.engine.loop import Item, Trainer
+from lorakit.engine.loop import Trainer
 from lorakit.engine.parts import Batch
+from lorakit.engine.preparing import Item
 from lorakit.engine.preview import Painter, Subject, denoise, noise_for
 from lorakit.engine.source import scheduler_config
 from lorakit.order import Turn
