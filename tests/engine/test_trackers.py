@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -168,6 +170,19 @@ def test_weights_and_biases(kit, make_plan, monkeypatch, capfd):
     assert list((plan.folder / "wandb").rglob("*.png"))
     holds_no_secret(plan.folder / "wandb")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_resumed_within_a_second_is_not_written_over(make_plan, monkeypatch):
+    """Weights & Biases names its folder by the second, and would write a second part into the first's file."""
+    from lorakit.trackers import wandb
+
+    begun = datetime(2026, 1, 1, 12, 0, 0)  # noqa: DTZ001 - theirs has none
+    clock = iter([begun, begun, begun + timedelta(seconds=1)])
+    monkeypatch.setattr(wandb, "datetime", SimpleNamespace(now=lambda: next(clock)))
+    plan = make_plan(**SHORT)
+    (plan.folder / "wandb" / "offline-run-20260101_120000-abc").mkdir(parents=True)
+    wandb.WeightsAndBiases(plan.folder, plan)._wait_for_a_name("abc")
+    assert next(clock, None) is None
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what MLflow stands on

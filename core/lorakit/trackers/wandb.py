@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +58,12 @@ class WeightsAndBiases:
         )
         if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login(prompt=False):
             raise RuntimeError("there is no API key; run `wandb login`, or set WANDB_MODE=offline")
+        known = identity(self._folder, event)
+        self._wait_for_a_name(known)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "lorakit"),
             name=self._plan.settings.name,
-            id=identity(self._folder, event),
+            id=known,
             resume="allow",
             reinit="create_new",
             dir=self._folder,
@@ -67,6 +71,11 @@ class WeightsAndBiases:
             settings=quiet,
         )
         self._run.define_metric("*", step_metric="update")
+
+    def _wait_for_a_name(self, known: str) -> None:
+        """Their folder is named by the second: a run that is resumed within one would write over what it was before."""
+        while any((self._folder / "wandb").glob(f"*run-{datetime.now():%Y%m%d_%H%M%S}-{known}")):
+            time.sleep(0.05)
 
     def close(self) -> None:
         """Finish; a run that did not come to its end is marked as failed."""
