@@ -202,6 +202,8 @@ def unread(table: dict[str, Any], scheduler: Part, variant: Variant, request: Re
         )
     if text["learning_rate"] is not None and not text["train"]:
         no_effect(request, "text_encoder.learning_rate", "the text encoder is not trained")
+    if table["train"]["group_by_length"] and table["train"]["batch_size"] * (table["train"]["gpus"] or 1) == 1:
+        no_effect(request, "train.group_by_length", "a batch is one picture")
     if table["train"]["guidance"] is not None and variant.guidance != "embedded":
         no_effect(request, "train.guidance", "this variant is not told of guidance")
     if variant.guidance == "none" and table["sampling"]["guidance"] not in (None, 1):

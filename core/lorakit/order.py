@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # plugins that bring a family are loaded for `lorakit --help`
 AHEAD = 64
 """Passes whose modulation is worked out at once, or those of an update: one transfer of the weights serves them all."""
 
+SORTED = 8
+"""Batches among whose pictures captions are sorted by length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
@@ -57,7 +60,7 @@ def arithmetic(dataset: Dataset, train: PlannedTrain, seed: int) -> Arithmetic:
         batches=total,
         updates=train.updates,
         epochs=train.epochs,
-        passes=_passes(dataset, train.global_batch, seed, total),
+        passes=_passes(dataset, train, seed, total),
         effective_batch=train.global_batch * train.accumulation,
         buckets=tuple((str(bucket), count) for bucket, count in dataset.buckets().items()),
         references=sum(len(sample.references) for sample in dataset.samples),
@@ -73,15 +76,21 @@ def is_due(update: int, every: int | str, sums: Arithmetic, accumulation: int) -
     return update * accumulation // batches > (update - 1) * accumulation // batches
 
 
-def _passes(dataset: Dataset, batch_size: int, seed: int, batches: int) -> int:
+def _passes(dataset: Dataset, train: PlannedTrain, seed: int, batches: int) -> int:
     """Pictures shown in the first `batches` batches of a run."""
-    whole, rest = divmod(batches, max(1, batches_per_epoch(dataset, batch_size)))
-    begun = epoch(dataset, batch_size, seed, whole)[:rest] if rest else []
+    whole, rest = divmod(batches, max(1, batches_per_epoch(dataset, train.global_batch)))
+    by_length = train.group_by_length
+    begun = epoch(dataset, train.global_batch, seed, whole, by_length=by_length)[:rest] if rest else []
     return whole * dataset.passes + sum(map(len, begun))
 
 
-def epoch(dataset: Dataset, batch_size: int, seed: int, number: int) -> list[tuple[int, ...]]:
-    """The batches of epoch `number`, as indices into the samples: every picture `repeats` times, buckets unmixed."""
+def epoch(
+    dataset: Dataset, batch_size: int, seed: int, number: int, *, by_length: bool = False
+) -> list[tuple[int, ...]]:
+    """The batches of epoch `number`, as indices into the samples: every picture `repeats` times, buckets unmixed.
+
+    Where they go `by_length`, a batch is of captions that are about as long as one another.
+    """
     draw = random.Random(f"order {seed} {number}")
     buckets: dict[object, list[int]] = {}
     for position, sample in enumerate(dataset.samples):
@@ -89,9 +98,17 @@ def epoch(dataset: Dataset, batch_size: int, seed: int, number: int) -> list[tup
     batches: list[tuple[int, ...]] = []
     for members in buckets.values():
         draw.shuffle(members)
+        if by_length:
+            members = _alike(members, batch_size, dataset)
         batches += [tuple(members[start : start + batch_size]) for start in range(0, len(members), batch_size)]
     draw.shuffle(batches)
     return batches
+
+
+def _alike(members: Sequence[int], batch_size: int, dataset: Dataset) -> list[int]:
+    """Shuffled members sorted by the length of their captions, a few batches at a time, so that chance stays."""
+    parts = (members[start : start + batch_size * SORTED] for start in range(0, len(members), batch_size * SORTED))
+    return [one for part in parts for one in sorted(part, key=lambda index: len(dataset.samples[index].caption))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +139,7 @@ def turns(dataset: Dataset, train: PlannedTrain, seed: int, start: int = 0) -> I
 
     Passes are numbered through the run, so draws that depend on the number do not depend on how passes are batched.
     """
-    stream = _stream(dataset, train.global_batch, seed, start * train.accumulation)
+    stream = _stream(dataset, train, seed, start * train.accumulation)
     rest = arithmetic(dataset, train, seed).batches - start * train.accumulation
     while rest > 0:
         size = min(train.accumulation, rest)
@@ -130,12 +147,12 @@ def turns(dataset: Dataset, train: PlannedTrain, seed: int, start: int = 0) -> I
         rest -= size
 
 
-def _stream(dataset: Dataset, batch_size: int, seed: int, skip: int) -> Iterator[Turn]:
+def _stream(dataset: Dataset, train: PlannedTrain, seed: int, skip: int) -> Iterator[Turn]:
     """Every batch of the run after the first `skip`; endless."""
-    number, offset = divmod(skip, batches_per_epoch(dataset, batch_size))
+    number, offset = divmod(skip, batches_per_epoch(dataset, train.global_batch))
     while True:
-        first = number * dataset.passes
-        for position, batch in enumerate(epoch(dataset, batch_size, seed, number)):
+        first, by_length = number * dataset.passes, train.group_by_length
+        for position, batch in enumerate(epoch(dataset, train.global_batch, seed, number, by_length=by_length)):
             if position >= offset:
                 yield Turn(batch, first, number)
             first += len(batch)

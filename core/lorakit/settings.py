@@ -132,6 +132,11 @@ class Train(Section):
     )
     batch_size: int = Field(1, ge=1, le=4096, description="Pictures per pass through the model, on each GPU.")
     accumulation: int = Field(1, ge=1, le=4096, description="Passes whose gradients are averaged into one update.")
+    group_by_length: bool = Field(
+        False,
+        description="Put pictures whose captions are about as long into one batch: less padding where a model reads "
+        "texts at their own length, and batches that are less of chance.",
+    )
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="Number format of the frozen base and its activations; adapter weights are always fp32."
     )

@@ -72,3 +72,9 @@ def test_missing_captions_are_noted_where_the_trigger_stands_in(problems, pictur
     (pictures / "0.txt").unlink()
     [problem] = problems()
     assert problem == "1 picture of 4 without a caption; the trigger word stands alone there"
+
+
+def test_lengths_of_captions_do_not_matter_to_batches_of_one(problems):
+    with pytest.raises(ConfigError, match=r"train\.group_by_length would have no effect.*a batch is one picture"):
+        problems(train={"group_by_length": True})
+    assert all("length" not in one for one in problems(train={"group_by_length": True, "batch_size": 2}))

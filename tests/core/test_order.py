@@ -1,6 +1,8 @@
 """In which order pictures are shown: a pure function of the seed."""
 
+import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +30,9 @@ def dataset(*pictures):
 def lasting(data, epochs=None, updates=None, batch_size=1, accumulation=1):
     """What a plan's [train] says of length."""
     agreed, meant = agree(updates, epochs, batches_per_epoch(data, batch_size), accumulation)
-    return SimpleNamespace(updates=agreed, epochs=meant, global_batch=batch_size, accumulation=accumulation)
+    return SimpleNamespace(
+        updates=agreed, epochs=meant, global_batch=batch_size, accumulation=accumulation, group_by_length=False
+    )
 
 
 DATASETS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, max_size=8).map(lambda p: dataset(*p))
@@ -36,9 +40,9 @@ SIZES = st.integers(1, 5)
 SEEDS = st.integers(0, 2**63 - 1)
 
 
-@given(DATASETS, SIZES, SEEDS, st.integers(0, 3))
-def test_an_epoch_shows_every_picture_its_repeats_and_mixes_no_buckets(data, batch_size, seed, number):
-    batches = epoch(data, batch_size, seed, number)
+@given(DATASETS, SIZES, SEEDS, st.integers(0, 3), st.booleans())
+def test_an_epoch_shows_every_picture_its_repeats_and_mixes_no_buckets(data, batch_size, seed, number, by_length):
+    batches = epoch(data, batch_size, seed, number, by_length=by_length)
     shown = Counter(sample for batch in batches for sample in batch)
     assert shown == {position: sample.repeats for position, sample in enumerate(data.samples)}
     assert len(batches) == batches_per_epoch(data, batch_size)
@@ -55,10 +59,30 @@ def test_the_order_is_the_seeds_and_the_epochs_own():
     assert epoch(data, 1, 0, 1) != orders[0]
 
 
+def padding(data, batches):
+    """Letters that captions are short of the longest of their batch, over all that are read."""
+    lengths = [[len(data.samples[sample].caption) for sample in batch] for batch in batches]
+    read = sum(max(some) * len(some) for some in lengths)
+    return 1 - sum(map(sum, lengths)) / read
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batches_by_length_are_padded_less_and_are_others_in_each_epoch(seed):
+    chance = random.Random(seed)
+    bare = dataset(*[(0, 1)] * 100)
+    data = Dataset(tuple(replace(one, caption="a" * chance.randint(20, 400)) for one in bare.samples))
+    plain, sorted_ = (epoch(data, 4, seed, 0, by_length=by_length) for by_length in (False, True))
+    assert padding(data, plain) > 0.3
+    assert padding(data, sorted_) < 0.12
+    again = epoch(data, 4, seed, 1, by_length=True)
+    assert not {frozenset(batch) for batch in again} & {frozenset(batch) for batch in sorted_}
+
+
 def test_the_order_does_not_change_between_versions():
     # a run that is resumed by a later Python or lorakit must go on in the order that it began with
     data = dataset((0, 1), (0, 1), (0, 1), (1, 2))
     assert epoch(data, 2, seed=7, number=0) == [(2, 1), (0,), (3, 3)]
+    assert epoch(data, 2, seed=7, number=0, by_length=True) == [(2, 1), (0,), (3, 3)]  # all are as long
 
 
 @given(DATASETS, SIZES, SIZES, SEEDS, st.floats(0.1, 3), st.integers(0, 6))

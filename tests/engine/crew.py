@@ -7,6 +7,7 @@ Whoever is left when a task is over, or when its reader goes away, is killed.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import io
 import json
 import os
@@ -179,10 +180,14 @@ def work(number: int, task: dict[str, Any], folder: Path, port: int) -> int:
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = str(task["kept"])
     os.environ.update(task["environment"])
     out, err, code = io.StringIO(), io.StringIO(), 1
+    stuck = (folder / f"{number}.err").open("w")
+    faulthandler.dump_traceback_later(LIMIT - 10, file=stuck)  # where it stands, should it have to be killed
     try:
         with redirect_stdout(out), redirect_stderr(err):
             code = told(number, task)
     finally:
+        faulthandler.cancel_dump_traceback_later()
+        stuck.close()
         (folder / f"{number}.out").write_text(out.getvalue())
         (folder / f"{number}.err").write_text(err.getvalue())
     return code

@@ -176,7 +176,7 @@ def test_a_run_resumed_within_a_second_is_not_written_over(make_plan, monkeypatc
     """Weights & Biases names its folder by the second, and would write a second part into the first's file."""
     from lorakit.trackers import wandb
 
-    begun = datetime(2026, 1, 1, 12, 0, 0)  # noqa: DTZ001 - theirs has none
+    begun = datetime(2026, 1, 1, 12, 0, 0)
     clock = iter([begun, begun, begun + timedelta(seconds=1)])
     monkeypatch.setattr(wandb, "datetime", SimpleNamespace(now=lambda: next(clock)))
     plan = make_plan(**SHORT)
