@@ -37,6 +37,7 @@ QUANTIZERS = (
         load="lorakit.engine.int8_fast:Int8Fast",
         held=1.002,  # and a fp32 scale for each row; estimates take its products for bf16 ones
         stays=True,  # its layers choose by the first batch how they multiply
+        kernels=True,
     ),
     Part(
         name="int4",

@@ -69,6 +69,7 @@ class PlannedSpeed(Speed):
 
     adapter: Literal["fused", "plain"] = "plain"
     attention: Literal["timed", "torch"] = "torch"
+    products: Literal["triton", "torch"] | None = "torch"
     compile: Literal["auto", "blocks", "off"] = "off"
     recompute: Literal["all", "fit"] | int = "all"
     losses: Literal["late", "at once"] = "at once"

@@ -59,7 +59,8 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _settle_all(draft, shelves, family, variant, pm)
     optimizer = shelves.optimizers.find(request.settings.optimizer.name, request.where("optimizer.name"))
     _fill_plain(draft, family, variant)
-    speed.fill(draft.fill, draft.table, request, family, variant, optimizer)
+    quantizer = shelves.quantizers[draft.table["quantization"]["name"]]
+    speed.fill(draft.fill, draft.table, request, family, variant, quantizer, optimizer)
     data = tuple(PlannedData.model_validate(one) for one in draft.table["data"])
     sizing = _sizing(draft, family)
     held_out = checks.held_out(request)
@@ -71,7 +72,6 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     _note_the_rest(draft)
     checks.source(draft.table, family, variant, request)
     checks.unread(draft.table, shelves.schedulers[draft.table["scheduler"]["name"]], variant, request)
-    quantizer = shelves.quantizers[draft.table["quantization"]["name"]]
     speed.refuse(draft.table, family, variant, quantizer, optimizer, request)
     checks.recovery(draft.table["quantization"], request)
     settings = _planned(draft)

@@ -38,6 +38,8 @@ class Part:
     """Whether an optimizer leaves everything as it is where its `found_inf` is 1, as torch's fused ones do."""
     stays: bool = False
     """Whether a quantizer's layers must lie on the device from the start, and never wait in host memory."""
+    kernels: bool = False
+    """Whether a quantizer's layers leave it to `speed.products` who multiplies."""
 
     @property
     def remedy(self) -> str:

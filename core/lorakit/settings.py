@@ -269,6 +269,11 @@ class Speed(Section):
         description="On CUDA, `timed` times torch's attention kernels once on the run's own shapes and prefers the "
         "fastest; `torch` leaves the choice to torch.",
     )
+    products: Literal["triton", "torch"] | None = Field(
+        None,
+        description="How `int8-fast` multiplies on CUDA: `triton` by kernels that also scale, add the bias and cast; "
+        "`torch` by torch's product and an operation for each of these.",
+    )
     compile: Literal["auto", "blocks", "off"] | None = Field(
         None,
         description="`blocks` compiles the repeated block, which takes a minute or more once; `off` does not; `auto` "

@@ -15,7 +15,15 @@ Fill = Callable[[str, object, str, str], None]
 """Sets a setting that nobody set: its name, the value, who decides and why."""
 
 
-def fill(put: Fill, table: dict[str, Any], request: Request, family: Family, variant: Variant, optimizer: Part) -> None:
+def fill(
+    put: Fill,
+    table: dict[str, Any],
+    request: Request,
+    family: Family,
+    variant: Variant,
+    quantizer: Part,
+    optimizer: Part,
+) -> None:
     """Which of the faster ways are taken."""
     settings = request.settings
     on_cpu, compiled = settings.model.device == "cpu", settings.speed.compile in ("auto", "blocks")
@@ -28,6 +36,10 @@ def fill(put: Fill, table: dict[str, Any], request: Request, family: Family, var
         put("speed.adapter", "plain", "lorakit", because)
     else:
         put("speed.adapter", "fused", "lorakit", "fewer operations for the same sums")
+    if quantizer.kernels:
+        obstacle = _no_kernels(table, compiled)
+        because = obstacle or "one kernel multiplies, scales, adds the bias and casts"
+        put("speed.products", "torch" if obstacle else "triton", "lorakit", because)
     if not settings.train.gradient_checkpointing:
         put("speed.recompute", "all", "lorakit", "of none: train.gradient_checkpointing is off")
     elif settings.speed.offload:
@@ -44,6 +56,14 @@ def fill(put: Fill, table: dict[str, Any], request: Request, family: Family, var
         put("speed.losses", "at once", "lorakit", because)
     else:
         put("speed.losses", "late", "lorakit", "the GPU need not wait for them; a bad update changes nothing")
+
+
+def _no_kernels(table: dict[str, Any], compiled: bool) -> str:
+    """Why Triton cannot multiply for a quantizer that leaves it open, if it cannot."""
+    device = table["model"]["device"]
+    if device in ("cpu", "mps"):
+        return f"triton's kernels are for CUDA, and model.device = '{device}'"
+    return "compiling fuses what stands around torch's product" if compiled else ""
 
 
 def _fill_modulation(put: Fill, table: dict[str, Any], request: Request, family: Family) -> None:
@@ -71,6 +91,7 @@ def refuse(
         )
     _offload(table, quantizer, request)
     _faster(table, variant, request)
+    _products(table, quantizer, request)
 
 
 def no_table(table: dict[str, Any], family: Family) -> str:
@@ -115,6 +136,17 @@ def _offload(table: dict[str, Any], quantizer: Part, request: Request) -> None:
             why="its layers must lie on the device from the start",
             fix="Choose another quantization, or leave speed.offload out.",
         )
+
+
+def _products(table: dict[str, Any], quantizer: Part, request: Request) -> None:
+    """Refuse to let Triton multiply where it cannot, or is not asked to."""
+    if request.settings.speed.products != "triton":
+        return
+    obstacle = f"quantization.name = '{quantizer.name}' has no kernels of its own"
+    if quantizer.kernels:
+        obstacle = _no_kernels(table, table["speed"]["compile"] != "off")
+    if obstacle:
+        no_effect(request, "speed.products = 'triton'", obstacle, "speed.products")
 
 
 def _faster(table: dict[str, Any], variant: Variant, request: Request) -> None:

@@ -15,6 +15,7 @@ from lorakit.control import Control
 from lorakit.engine import lora_pairs, preview
 from lorakit.engine.cache import write_atomically
 from lorakit.engine.grid_sheet import sheet
+from lorakit.engine.int8_products import told
 from lorakit.engine.phases import Context, StopAsked
 from lorakit.engine.run_folder import alone
 from lorakit.engine.sample import context_of, within_memory
@@ -87,6 +88,7 @@ class Grid:
             self._rows[one.row()["path"]] = one.row()
             write_atomically(self.run / FOLDER / INDEX, listed(list(self._rows.values())))
             yield self._drawn(one)
+            yield from told(studio.base.products)
             yield PhaseProgress(phase="draw", done=done + 1, note=one.prompt)
         kept = len(self.pieces) - len(lacking)
         note = f"{len(lacking)} drawn, {kept} kept"

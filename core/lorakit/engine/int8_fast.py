@@ -7,7 +7,7 @@ the integer units, in both directions and with one copy of the weight.
 Rounding a row whose largest number is c times its root mean square (its crest) errs by c / 440 of it. So the first
 batch of a run is looked at: a layer whose inputs have a crest over `STEEP` is turned by a Hadamard matrix, which
 spreads outliers over 256 numbers, and one whose gradients have a crest over `STEEPER` multiplies backwards in full
-precision.
+precision. Who rounds and multiplies, torch or Triton, is in `int8_products`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorakit.engine.frozen import FrozenLinear
+from lorakit.engine.int8_products import TORCH, Products, rounded
 
-LARGEST = 127
 FEW = 16  # rows up to which restoring the weight is cheaper, and which the integer kernels of CUDA refuse
 EVEN = 8  # what the integer kernels of CUDA want the sides of a matrix to be multiples of
 TURNED = 256  # numbers that one Hadamard block spreads an outlier over
@@ -49,6 +49,7 @@ class Int8FastLinear(FrozenLinear):
         super().__init__(linear, tensors)
         self.turned = False
         self.rounds_gradients = True
+        self.products: Products = TORCH
         self.crests: Crests | None = None
         """Where crests are noted while a batch is looked at."""
 
@@ -100,11 +101,13 @@ class Int8Fast:
         for layer in layers:
             layer.crests = Crests()
         batch().backward()  # type: ignore[no-untyped-call]
+        multiplied = sorted({layer.products.name for layer in layers if layer.crests and layer.crests.inputs})
         for layer in layers:
             layer.settle()
         turned = sum(layer.turned for layer in layers)
         full = sum(not layer.rounds_gradients for layer in layers)
-        return f"{len(layers)} layers in int8, {turned} with turned inputs, {full} with a full-precision backward"
+        said = f"{len(layers)} layers in int8, {turned} with turned inputs, {full} with a full-precision backward"
+        return f"{said}, multiplied by {' and '.join(multiplied)}" if multiplied else said
 
 
 class _Multiply(torch.autograd.Function):
@@ -115,11 +118,8 @@ class _Multiply(torch.autograd.Function):
         ctx.layer = layer
         if layer.crests is not None:
             layer.crests.inputs = max(layer.crests.inputs, crest(x))
-        seen, size = rounded(turn(x) if layer.turned else x)
-        answer = torch._int_mm(seen, layer.weight.T).float() * size * layer.scale
-        if layer.bias is not None:
-            answer += layer.bias.float()
-        return answer.to(x.dtype)
+        seen, size = layer.products.rounded(turn(x) if layer.turned else x)
+        return layer.products.product(seen, size, layer.weight.T, x.dtype, layer.scale, layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
@@ -128,15 +128,9 @@ class _Multiply(torch.autograd.Function):
             layer.crests.gradients = max(layer.crests.gradients, crest(grad * layer.scale))
         if not layer.rounds_gradients:
             return grad @ layer.restored(grad.dtype), None
-        said, size = rounded(grad.float() * layer.scale)
-        back = (torch._int_mm(said, layer.weight).float() * size).to(grad.dtype)
+        said, size = layer.products.rounded(grad, layer.scale)
+        back = layer.products.product(said, size, layer.weight, grad.dtype)
         return turn(back) if layer.turned else back, None
-
-
-def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in int8, and the fp32 scale of each (rows, 1): the largest number of a row becomes 127."""
-    size = rows.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / LARGEST
-    return (rows.float() / size).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), size
 
 
 def crest(rows: Tensor) -> float:

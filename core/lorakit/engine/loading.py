@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lorakit.engine import compiling, correction, memory
+from lorakit.engine import compiling, correction, int8_products, memory
 from lorakit.engine.adapter import Adapter, Host, attach
 from lorakit.engine.correction import Recovery, correct
 from lorakit.engine.modulation import ModulationTable
@@ -29,12 +29,13 @@ from lorakit.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The denoiser, the adapter that stands on it, the table of its modulation, and what recomputes."""
+    """The denoiser, the adapter that stands on it, the table of its modulation, what recomputes, who multiplies."""
 
     denoiser: Denoiser
     adapter: Adapter
     table: ModulationTable | None = None
     recomputing: Recomputing | None = None
+    products: int8_products.Triton | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Base:
 
     denoiser: Denoiser
     table: ModulationTable | None = None
+    products: int8_products.Triton | None = None
 
 
 def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[Model]:
@@ -64,7 +66,7 @@ def load_model(context: Context, encoder: TextEncoder | None = None) -> Work[Mod
         count = planned if isinstance(planned, int) else None
         recomputing = Recomputing(denoiser.blocks, settings.lora.dropout > 0, count)
     check_facts(context.plan, denoiser, adapter, *holders(context))
-    return Model(denoiser, adapter, base.table, recomputing)
+    return Model(denoiser, adapter, base.table, recomputing, base.products)
 
 
 def load_base(context: Context) -> Work[Base]:
@@ -101,7 +103,11 @@ def load_base(context: Context) -> Work[Base]:
         for _ in travelling.after((f"block {number}" for number in range(len(denoiser.blocks))), denoiser):
             pass
     travelling.conveyor.to_device(denoiser.module)
-    return Base(denoiser, loaders[0].table if loaders else None)
+    products = None
+    if settings.speed.products == "triton":
+        products = int8_products.choose(denoiser.blocks, context.device)
+        yield from int8_products.told(products)
+    return Base(denoiser, loaders[0].table if loaders else None, products)
 
 
 def text_hosts(context: Context, encoder: TextEncoder) -> tuple[Host, ...]:

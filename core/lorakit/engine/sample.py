@@ -10,6 +10,7 @@ from pathlib import Path
 from lorakit.control import Control
 from lorakit.engine import memory, preview
 from lorakit.engine.cache import Cache
+from lorakit.engine.int8_products import told
 from lorakit.engine.phases import Context, StopAsked
 from lorakit.engine.source import cache_folder, locate
 from lorakit.engine.studio import opened
@@ -57,6 +58,7 @@ def sample(
             for number, path in enumerate(places):
                 context.check()
                 preview.save(studio.draw(number, strength, settings.guidance), path)
+                yield from told(studio.base.products)
                 drawn += 1
                 yield PictureDrawn(
                     path=str(path),

@@ -6,6 +6,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from lorakit.engine import int8_products
 from lorakit.registry import Part, Shelves
 from lorakit.settings import Optimizer
 
 KERNELS = ("MATH", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")
 WIDTH, TOKENS = 256, 64
 CLOSE = 0.02  # largest difference of two kernels in bf16, of answers about 1
+SLOWER = "Training is slower. Triton comes with CUDA builds of torch; it needs a C compiler (gcc) and a recent card."
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,15 @@ def quantizers(shelves: Shelves, device: torch.device) -> Iterator[Examined]:
     """Each registered quantizer converts one small layer, which must answer and pass gradients on."""
     for name, part in shelves.quantizers.items():
         subject = f"quantizer {name}"
-        yield _absent(subject, part) or tried(subject, lambda part=part: _quantized(part, device), part.remedy)  # type: ignore[misc]
+        kernels: list[int8_products.Triton] = []
+        found = _absent(subject, part) or tried(subject, partial(_quantized, part, device, kernels), part.remedy)
+        failure = next((one.failure for one in kernels if one.failure), "")
+        if failure and found.state == "ok":
+            found = Examined(subject, "warning", f"{found.said}: {failure}", SLOWER)
+        yield found
 
 
-def _quantized(part: Part, device: torch.device) -> str:
+def _quantized(part: Part, device: torch.device, kernels: list[int8_products.Triton]) -> str:
     torch.manual_seed(0)
     linear = nn.Linear(WIDTH, WIDTH, dtype=torch.bfloat16)
     x = torch.randn(TOKENS, WIDTH, dtype=torch.bfloat16)
@@ -113,6 +121,8 @@ def _quantized(part: Part, device: torch.device) -> str:
     converted = quantizer.convert(linear, device)
     if not quantizer.holds(converted):
         raise RuntimeError("the layer is not held as it should be")
+    chosen = int8_products.choose([converted], device)
+    kernels += [chosen] if chosen else []
     answer = converted(x)
     answer.square().sum().backward()
     if x.grad is None or not torch.isfinite(x.grad).all() or not x.grad.any():
@@ -120,7 +130,8 @@ def _quantized(part: Part, device: torch.device) -> str:
     apart = ((answer - expected).float().norm() / expected.float().norm()).item()
     if not apart < 1:
         raise RuntimeError(f"the layer's answers are {apart:.0%} off")
-    return f"works forward and backward on {device.type}; a small layer's answers are {apart:.1%} off"
+    by = f", multiplied by {converted.products.name}" if isinstance(converted, int8_products.Multiplying) else ""
+    return f"works forward and backward on {device.type}; a small layer's answers are {apart:.1%} off{by}"
 
 
 def optimizers(shelves: Shelves, device: torch.device) -> Iterator[Examined]:
