@@ -6,7 +6,8 @@ then one loop as diffusers' example scripts have it, then lorakit with its lever
 not fit is recorded as such. The table goes to benchmarks/results/<device>-<date>.json.
 
 Reported of every case: seconds of the first update and of a later one (median), memory, whether losses are finite,
-FLOP/s over what the device was measured to do, and the cosine of the first gradient with that of plain bf16.
+FLOP/s over what the device was measured to do, the cosine of the first gradient with that of plain bf16, and who
+multiplied int8.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen, + recompute as memory asks": ("qwen", {}),
     "qwen, + compiled blocks": ("qwen", {"speed": {"compile": "blocks", "adapter": "plain"}}),
     "qwen, int8": ("qwen", {"quantization": {"name": "int8"}}),
+    "qwen, int8-fast by torch's product": (
+        "qwen",
+        {"quantization": {"name": "int8-fast"}, "speed": {"products": "torch"}},
+    ),
     "qwen, int8-fast": ("qwen", {"quantization": {"name": "int8-fast"}}),
     "qwen, int8, half the blocks in host memory": (
         "qwen",
@@ -56,8 +61,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 # -- one case, in its own process --------------------------------------------------------------------------------
 
 
-def lorakit_updates(subject: Subject, plan: Any, kit: Any, tiny: bool, gradient: Path) -> Iterator[float]:
-    """The loss of each update of lorakit's own trainer; the first gradient goes to a file."""
+def lorakit_updates(
+    subject: Subject, plan: Any, kit: Any, tiny: bool, gradient: Path, about: dict[str, Any]
+) -> Iterator[float]:
+    """The loss of each update of lorakit's own trainer; the first gradient goes to a file; `about` is told more."""
     import torch
 
     from lorakit.control import Control
@@ -69,7 +76,6 @@ def lorakit_updates(subject: Subject, plan: Any, kit: Any, tiny: bool, gradient:
     from lorakit.engine.loop import Trainer
     from lorakit.engine.objective import make_scheduler
     from lorakit.engine.phases import Context
-    from lorakit.engine.quantizers import Calibrated
     from lorakit.engine.source import cache_folder, locate
     from lorakit.order import turns
 
@@ -95,11 +101,6 @@ def lorakit_updates(subject: Subject, plan: Any, kit: Any, tiny: bool, gradient:
     )
     dataset = index(plan.settings.data, family.planned_sizing(plan.settings))
     coming = list(turns(dataset, plan.settings.train, plan.settings.seed))
-    quantizer = kit.shelves.quantizers[plan.settings.quantization.name].resolve()()
-    if isinstance(quantizer, Calibrated):
-        with model.adapter.at(1.0, torch.zeros_like(model.adapter.flat)):
-            quantizer.calibrate(model.denoiser.blocks, lambda: trainer.loss(coming[0][0], lambda _: shown).sum())
-        model.adapter.grad.zero_()
     faster = Faster(context, dataset, model, part)
     drained(faster.begin(trainer, lambda _: shown))
     for number, batches in enumerate(coming):
@@ -107,6 +108,8 @@ def lorakit_updates(subject: Subject, plan: Any, kit: Any, tiny: bool, gradient:
         step = drained(faster.update(trainer, batches, lambda _: shown))
         if number == 0:
             torch.save(model.adapter.grad.float().cpu(), gradient)
+        if plan.settings.speed.products:
+            about["products"] = model.products.name if model.products else "torch._int_mm"
         yield step.loss
 
 
@@ -188,10 +191,11 @@ def measured(name: str, tiny: bool, gradient: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as room:
         kit, plan = planned(subject, Path(room), settings, tiny)
         found = kit.estimate(plan)
+        about: dict[str, Any] = {}
         updates = (
             script_updates(subject, plan, tiny)
             if loop == "diffusers"
-            else lorakit_updates(subject, plan, kit, tiny, gradient)
+            else lorakit_updates(subject, plan, kit, tiny, gradient, about)
         )
         began, took, losses = time.perf_counter(), [], []
         for loss in updates:
@@ -208,6 +212,7 @@ def measured(name: str, tiny: bool, gradient: Path) -> dict[str, Any]:
             "finite": all(loss == loss and abs(loss) < 1e6 for loss in losses),
             "losses": losses,
             "flops": found.flops if found else None,
+            **about,
             "versions": {"torch": torch.__version__, "device": memory.describe(device)},
         }
 
@@ -216,7 +221,7 @@ def measured(name: str, tiny: bool, gradient: Path) -> dict[str, Any]:
 
 
 def ceilings(tiny: bool) -> dict[str, Any]:
-    """Products at Qwen-Image's shapes, attention of its length by each kernel, copies from pinned memory."""
+    """Products at Qwen-Image's shapes, in bf16 and in int8, attention of its length by each kernel, pinned copies."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention as attention
@@ -242,6 +247,7 @@ def ceilings(tiny: bool) -> dict[str, Any]:
         weight = torch.randn(outputs, wide, device=device, dtype=torch.bfloat16)
         rate = 2 * tokens * wide * outputs / best(lambda weight=weight: x @ weight.t())
         found[f"product {tokens}x{wide}x{outputs}, TFLOP/s"] = rate / 1e12
+    found |= int8_ceilings(x, [wide, 4 * wide], best)
     query = torch.randn(1, heads, tokens, head, device=device, dtype=torch.bfloat16)
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
         try:
@@ -253,6 +259,34 @@ def ceilings(tiny: bool) -> dict[str, Any]:
     host = torch.empty((1 if tiny else 256) << 20, dtype=torch.uint8, pin_memory=cuda)
     there = torch.empty_like(host, device=device)
     found["copy to the device, GB/s"] = host.numel() / best(lambda: there.copy_(host, non_blocking=True)) / 1e9
+    return found
+
+
+def int8_ceilings(x: Any, widths: list[int], best: Callable[[Callable[[], Any]], float]) -> dict[str, Any]:
+    """What a layer of int8-fast does forward and backward, rounding and all, by torch and by Triton where it runs."""
+    import torch
+
+    from lorakit.engine.int8_fast import Int8Fast
+    from lorakit.engine.int8_products import TORCH, Products, choose
+
+    found: dict[str, Any] = {}
+    for outputs in widths:
+        linear = torch.nn.Linear(x.shape[1], outputs, dtype=x.dtype)
+        layer: Any = Int8Fast().convert(linear, x.device)
+        grad = torch.randn(x.shape[0], outputs, device=x.device, dtype=x.dtype)
+        ways: list[Products] = [TORCH, *filter(None, [choose([layer], x.device)])]
+        for way in ways:
+
+            def forward(way: Products = way, layer: Any = layer) -> None:
+                way.product(*way.rounded(x), layer.weight.T, x.dtype, layer.scale, layer.bias)
+
+            def backward(way: Products = way, layer: Any = layer, grad: Any = grad) -> None:
+                way.product(*way.rounded(grad, layer.scale), layer.weight, x.dtype)
+
+            for name, work in (("forward", forward), ("backward", backward)):
+                work()  # kernels are compiled, and their blocks chosen
+                rate = 2 * x.numel() * outputs / best(work)
+                found[f"int8 {name} {x.shape[0]}x{x.shape[1]}x{outputs} by {way.name}, TOP/s"] = rate / 1e12
     return found
 
 
@@ -277,7 +311,7 @@ def main(wanted: list[str], tiny: bool) -> int:
 
     table: dict[str, Any] = {"ceilings": apart(["--ceilings"], tiny), "cases": {}}
     for name, value in table["ceilings"].items():
-        print(f"{name:44}{value if isinstance(value, str) else round(value, 2)}", flush=True)
+        print(f"{name:60}{value if isinstance(value, str) else round(value, 2)}", flush=True)
     ceiling = max((value for name, value in table["ceilings"].items() if "product" in name), default=0.0) * 1e12
     with tempfile.TemporaryDirectory() as room:
         for name in CASES:
@@ -313,6 +347,8 @@ def line(found: dict[str, Any]) -> str:
         words.append(f"{found['of the ceiling']:.0%} of the ceiling")
     if "gradient cosine" in found:
         words.append(f"cosine {found['gradient cosine']:.4f}")
+    if "products" in found:
+        words.append(f"by {found['products']}")
     return ", ".join(words + ([] if found["finite"] else ["NOT FINITE"]))
 
 
