@@ -11,8 +11,7 @@ from itertools import islice
 import torch
 
 from lorakit.dataset import Dataset
-from lorakit.engine import attention, compiling, memory
-from lorakit.engine.int8_products import told
+from lorakit.engine import attention, compiling, int8_products, memory
 from lorakit.engine.loading import Model
 from lorakit.engine.loop import Trainer
 from lorakit.engine.measuring import device_name
@@ -40,7 +39,7 @@ class Faster:
     def begin(self, trainer: Trainer, samples: Samples) -> Iterator[Event]:
         """What is settled before the first update, each as a phase of its own."""
         yield from self._calibrate(trainer, samples)
-        yield from told(self._model.products)
+        yield from int8_products.told(self._model.products)
         settings = self._plan.settings
         trainer.see(first_share(self._dataset, settings.train, settings.seed), samples)
         yield from self._fit_memory()
@@ -137,7 +136,7 @@ class Faster:
 
     def after(self, done: UpdateFinished, batches: Sequence[Turn]) -> Iterator[Event]:
         """What kernels that failed leave to torch; what the first updates say of memory, where the device counts it."""
-        yield from told(self._model.products)
+        yield from int8_products.told(self._model.products)
         if self._fit is None or self._device.type != "cuda":
             return
         kinds = [self._dataset.samples[turn.samples[0]].bucket for turn in batches]
