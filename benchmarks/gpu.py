@@ -105,7 +105,8 @@ def lorakit_updates(
     drained(faster.begin(trainer, lambda _: shown))
     for number, batches in enumerate(coming):
         trainer.foresee([batches], lambda _: shown)
-        step = drained(faster.update(trainer, batches, lambda _: shown))
+        drained(faster.start(trainer, batches, lambda _: shown))
+        (step,) = trainer.done()
         if number == 0:
             torch.save(model.adapter.grad.float().cpu(), gradient)
         if plan.settings.speed.products:
