@@ -209,6 +209,18 @@ def test_kernels_that_fail_on_the_way_give_way_to_torch_once_and_for_all(layer, 
     assert torch.equal(x.grad, other.grad)
 
 
+def test_the_real_kernels_give_way_on_a_tensor_that_is_on_no_card(layer, triton_cache):
+    from lorakit.engine import int8_triton
+
+    layer.products = Triton(int8_triton)
+    x = torch.randn(20, 32)
+    answer = layer(x)
+    (message,) = messages(layer.products)
+    assert message.startswith("triton's kernels fail (")
+    layer.products = TORCH
+    assert torch.equal(layer(x), answer)
+
+
 def test_memory_that_runs_out_is_no_failure_of_a_kernel(layer):
     layer.products = Triton(kernels(failing(torch.OutOfMemoryError("CUDA out of memory"))))
     with pytest.raises(torch.OutOfMemoryError):
