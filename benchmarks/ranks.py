@@ -1,7 +1,8 @@
 """What processes say to one another in an update, how much slower it is than that of one, and whether it is the same.
 
-`python benchmarks/ranks.py [--equal]`: torchrun starts one and two processes on this machine's CPU, each with as many
-pictures at once. `--equal` compares two processes with one that takes the same pictures, for each family.
+`python benchmarks/ranks.py [--equal]`: torchrun starts one, two and four processes on this machine's CPU, each with as
+many pictures at once, with a base that is whole in each and with one that is sharded. `--equal` compares them with one
+process that takes the same pictures, for each family.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ PLAIN = (
 RATE = "optimizer.learning_rate=2e-4"
 SHAPES = ((32, 32),) * 9 + ((16, 64),) * 2
 """Batches of four: 4, 4, 1 of the one shape, and 2 of the other."""
+WAYS = ((2, "replicated"), (2, "sharded"), (4, "replicated"), (4, "sharded"))
+"""How many processes, and how they hold the base."""
 
 
 def pictures(folder: Path, sizes: tuple[tuple[int, int], ...]) -> None:
@@ -68,17 +71,30 @@ def work(arguments: list[str]) -> int:
     from lorakit.events import UpdateFinished
     from lorakit.history import events_of
 
-    sums, own = list[int](), dist.all_reduce
-    used, update = list[float](), Trainer.start
+    sums, gathers, own = list[int](), list[int](), dist.all_reduce
+    used, brought, update = list[float](), list[int](), Trainer.start
 
     def counted(tensor: Tensor, *more: object, **named: object) -> object:
         sums.append(tensor.numel() * tensor.element_size())
         return own(tensor, *more, **named)
 
+    if "train.sharding=sharded" in arguments:
+        from lorakit.engine import sharding
+
+        gather = sharding.GATHER
+
+        def gathered(output: Tensor, *more: object, **named: object) -> object:
+            gathers.append(output.numel() * output.element_size())
+            return gather(output, *more, **named)
+
+        sharding.GATHER = gathered
+
     def timed(*arguments: Any) -> object:
         began = time.process_time()
         made = update(*arguments)
         used.append(time.process_time() - began)
+        brought.append(sum(gathers))
+        gathers.clear()
         return made
 
     dist.all_reduce, Trainer.start = counted, timed
@@ -87,45 +103,45 @@ def work(arguments: list[str]) -> int:
         output, name = (Path(arguments[arguments.index(one) + 1]) for one in ("--output", "--name"))
         seconds = [one.seconds for one in events_of(output / name) if isinstance(one, UpdateFinished)]
         facts = {"bytes": sum(sums) / len(seconds), "largest": max(sums, default=0), "sums": len(sums) / len(seconds)}
-        facts |= {"wall": median(seconds), "cpu": median(used)}
+        facts |= {"wall": median(seconds), "cpu": median(used), "gathered": median(brought)}
         (output / f"{name}.json").write_text(json.dumps(facts))
     return code
 
 
 def scaling(folder: Path) -> None:
+    """As much for each process, so that an update of several is one of as many times the pictures."""
     pictures(folder / "pictures", ((32, 32),) * 16)
-    found = {}
-    for count in (1, 2):
-        for accumulation in (1, 4):
-            name, settings = f"{count}-{accumulation}", ("train.updates=20", "train.batch_size=2", "save.every=0")
-            found[name] = start(count, folder, name, "qwen", *settings, f"train.accumulation={accumulation}")
     for accumulation in (1, 4):
-        one, two = (found[f"{count}-{accumulation}"] for count in (1, 2))
-        print(f"accumulation {accumulation}: an update of two processes sums {two['bytes']:,.0f} bytes in ", end="")
-        print(f"{two['sums']:g} sums, of which the gradient is {two['largest']:,}; ", end="")
-        pace = {clock: one[clock] / two[clock] for clock in ("cpu", "wall")}
-        print(f"pace of each of two over that of one {pace['cpu']:.2f} by CPU time, {pace['wall']:.2f} by the clock")
+        settings = ("train.updates=20", "train.batch_size=2", "save.every=0", f"train.accumulation={accumulation}")
+        one = start(1, folder, f"1-{accumulation}", "qwen", *settings)
+        for count, way in WAYS:
+            name = f"{count}-{way}-{accumulation}"
+            some = start(count, folder, name, "qwen", *settings, f"train.sharding={way}")
+            gathered = f", gathers blocks of {some['gathered']:,.0f} bytes" if some["gathered"] else ""
+            pace = {clock: one[clock] / some[clock] for clock in ("cpu", "wall")}
+            print(
+                f"{count} processes, {way}, accumulation {accumulation}: an update sums {some['bytes']:,.0f} bytes in "
+                f"{some['sums']:g} sums, the gradient's {some['largest']:,}{gathered}; pace of each over that "
+                f"of one {pace['cpu']:.2f} by CPU time, {pace['wall']:.2f} by the clock"
+            )
 
 
 def equal(folder: Path) -> None:
     import safetensors.torch
 
+    def taught(count: int, name: str, family: str, *settings: str) -> Any:
+        same = ("train.updates=50", "save.every=50", RATE, "train.caption_dropout=0.2")
+        start(count, folder, name, family, *same, f"train.batch_size={4 // count}", *settings)
+        state = folder / "runs" / name / "checkpoints" / "update-000050" / "state.safetensors"
+        return safetensors.torch.load_file(state)["adapter"]
+
     pictures(folder / "pictures", SHAPES)
     for family in ("qwen", "flux", "sdxl"):
-        held = []
-        for count in (1, 2):
-            settings = (
-                "train.updates=50",
-                "save.every=50",
-                RATE,
-                "train.caption_dropout=0.2",
-            )
-            start(count, folder, f"{family}-{count}", family, *settings, f"train.batch_size={4 // count}")
-            state = folder / "runs" / f"{family}-{count}" / "checkpoints" / "update-000050" / "state.safetensors"
-            held.append(safetensors.torch.load_file(state)["adapter"])
-        one, two = held
-        far = (one - two).abs().max()
-        print(f"{family}: largest difference {far:.2g}, distance over length {(one - two).norm() / one.norm():.2g}")
+        one = taught(1, f"{family}-1", family)
+        for count, way in WAYS:
+            some = taught(count, f"{family}-{count}-{way}", family, f"train.sharding={way}")
+            far, share = (one - some).abs().max(), (one - some).norm() / one.norm()
+            print(f"{family}, {count} processes, {way}: largest difference {far:.2g}, distance over length {share:.2g}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from lorakit.family import Family
 from lorakit.plan import DERIVED, Plan
 from lorakit.request import Request
 
-OPEN = ("train.updates", "train.epochs", "train.timeout", "sampling.", "save.")
+OPEN = ("train.updates", "train.epochs", "train.timeout", "train.sharding", "sampling.", "save.")
 """Settings, and beginnings of settings, that may change; so may `train.gpus`, as long as all of them take as much."""
 
 PLACES = ("name", "output")
@@ -64,8 +64,9 @@ def asked_again(plan: Plan, changes: Sequence[Layer], family: Family) -> Request
     if negative and negative.because == "default":  # nobody asked for it, and some variants refuse it
         del table["sampling"]["negative"]
     said = {name: value for layer in changes for name, value in leaves(layer.table)}
-    if said.get("train.gpus") == 1:  # one process waits for no other
+    if said.get("train.gpus") == 1:  # one process waits for no other, and shares with none
         table["train"].pop("timeout", None)
+        table["train"].pop("sharding", None)
     if "sampling.prompts" in said:  # the references were those of other prompts
         table["sampling"].pop("references", None)
     return config.over(Layer(table, str(plan.folder / "plan.json")), changes, family)

@@ -82,14 +82,21 @@ class Kit:
         shelves, asked = self.shelves, {"by": by, "family": family, "variant": variant}
         return imported(file, shelves.importers, shelves.families, dataset=dataset, **asked)
 
-    def plan(self, request: Request | Mapping[str, Any]) -> Plan:
-        """The plan of a request; its `problems` may hold errors, which `train` refuses."""
+    def plan(
+        self, request: Request | Mapping[str, Any], *, gpu: str | None = None, memory: float | None = None
+    ) -> Plan:
+        """The plan of a request; its `problems` may hold errors, which `train` refuses.
+
+        `gpu` and `memory` tell of the card as in `estimate`; where several do not hold the base each, it is sharded.
+        """
         from lorakit import planner
+        from lorakit.estimate import rates
         from lorakit.request import Request
 
         asked = request if isinstance(request, Request) else self.request(request)
         family = self.shelves.families.find(asked.settings.family, asked.where("family"))
-        return planner.decide(asked, self.shelves, self.plugins, manager(self.plugins, family))
+        card = partial(rates.card, gpu, memory, asked.settings.model.device)
+        return planner.decide(asked, self.shelves, self.plugins, manager(self.plugins, family), card)
 
     def estimate(
         self,
@@ -109,7 +116,7 @@ class Kit:
         from lorakit.estimate.make import Wanted, estimate
 
         family = self.shelves.families.find(plan.settings.family, "the plan")
-        found = rates.named(gpu) if gpu else None if memory else rates.here(plan.settings.model.device)
+        found = rates.wanted(gpu, memory, plan.settings.model.device)
         wanted = Wanted(memory=memory and memory * 1e9, price=price, hours=hours)
         return estimate(plan, family, self.shelves, found, wanted)
 

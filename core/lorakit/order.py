@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lorakit.dataset import Dataset
@@ -113,11 +113,15 @@ def _alike(members: Sequence[int], batch_size: int, dataset: Dataset) -> list[in
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One batch's turn: which samples, and the number of the first of its passes since the run began."""
+    """One batch's turn: which samples, and the number of the first of its passes since the run began.
+
+    Where it is `borrowed`, it is passed so that others can pass theirs, and teaches nothing.
+    """
 
     samples: tuple[int, ...]
     first_pass: int
     epoch: int
+    borrowed: bool = False
 
 
 def share(turn: Turn, number: int, count: int) -> Turn:
@@ -127,6 +131,11 @@ def share(turn: Turn, number: int, count: int) -> Turn:
     """
     first, end = (-(-len(turn.samples) * place // count) for place in (number, number + 1))
     return Turn(turn.samples[first:end], turn.first_pass + first, turn.epoch)
+
+
+def company(turn: Turn) -> Turn:
+    """One picture of a batch for a process that has no share of it, and must pass something along with the others."""
+    return replace(turn, samples=turn.samples[:1], borrowed=True)
 
 
 def first_share(dataset: Dataset, train: PlannedTrain, seed: int) -> Turn:

@@ -12,7 +12,7 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel, ValidationError
 
-from lorakit import __version__, checks, gpus, speed, validation
+from lorakit import __version__, checks, gpus, sharding, speed, validation
 from lorakit.config import explain, leaves
 from lorakit.dataset import Dataset, Sizing, index
 from lorakit.errors import ConfigError, PluginError
@@ -51,8 +51,10 @@ class Draft:
         self.choices[choice.field] = choice
 
 
-def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pluggy.PluginManager) -> Plan:
-    """The plan of a request; `pm` holds the plugins and the request's family."""
+def decide(
+    request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pluggy.PluginManager, card: sharding.Card
+) -> Plan:
+    """The plan of a request; `pm` holds the plugins and the request's family, `card` tells of the GPU if asked."""
     family = shelves.families.find(request.settings.family, request.where("family"))
     draft = Draft(request, request.settings.model_dump(), {})
     variant = _variant(draft, family)
@@ -66,6 +68,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     held_out = checks.held_out(request)
     dataset = validation.split(index(data, sizing), held_out, request.settings.seed)
     gpus.decide(request, draft.put)
+    sharding.fill(draft.fill, draft.table, request, family, shelves.quantizers, card)
     _fill_length(draft, dataset)
     _fill_validation(draft, dataset, data)
     _fill_previews(draft, family, dataset, sizing)
@@ -73,6 +76,7 @@ def decide(request: Request, shelves: Shelves, plugins: Sequence[Plugin], pm: pl
     checks.source(draft.table, family, variant, request)
     checks.unread(draft.table, shelves.schedulers[draft.table["scheduler"]["name"]], variant, request)
     speed.refuse(draft.table, family, variant, quantizer, optimizer, request)
+    sharding.refuse(draft.table, request, quantizer)
     checks.recovery(draft.table["quantization"], request)
     settings = _planned(draft)
     plan = Plan(

@@ -37,7 +37,7 @@ class Part:
     skips: bool = False
     """Whether an optimizer leaves everything as it is where its `found_inf` is 1, as torch's fused ones do."""
     stays: bool = False
-    """Whether a quantizer's layers must lie on the device from the start, and never wait in host memory."""
+    """Whether a quantizer's layers must lie whole on the device from the start: they never wait, nor are sharded."""
     kernels: bool = False
     """Whether a quantizer's layers leave it to `speed.products` who multiplies."""
 

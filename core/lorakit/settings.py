@@ -130,6 +130,12 @@ class Train(Section):
         le=4096,
         description="Processes that train together, one for each GPU. Default: as many as torchrun started, else 1.",
     )
+    sharding: Literal["replicated", "sharded"] | None = Field(
+        None,
+        description="How several GPUs hold the frozen base: all of it on each, or for a base that fits no card a part "
+        "of each block, gathered whenever that block computes. Default: `replicated`, unless the card is known and the "
+        "base does not fit it.",
+    )
     batch_size: int = Field(1, ge=1, le=4096, description="Pictures per pass through the model, on each GPU.")
     accumulation: int = Field(1, ge=1, le=4096, description="Passes whose gradients are averaged into one update.")
     group_by_length: bool = Field(

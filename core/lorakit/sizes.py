@@ -198,6 +198,15 @@ class Size:
         """Weights that a quantizer may hold: those of linear layers inside the blocks."""
         return sum(one.weights for one in self.linears)
 
+    @property
+    def largest_block(self) -> float:
+        """Weights of the linear layers of the largest block; blocks of one kind have layers in the same number."""
+        of = {one.blocks: 0.0 for one in self.linears}
+        for one in self.linears:
+            of[one.blocks] += one.weights / one.blocks
+        everywhere = of.pop(self.blocks, 0.0)
+        return everywhere + max(of.values(), default=0.0)
+
     def kept(self, tokens: Tokens, targets: Collection[str]) -> float:
         """Elements that the whole model keeps for the backward pass without gradient checkpointing."""
         inputs = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from lorakit.engine.phases import Context
 from lorakit.engine.preparing import Item
 from lorakit.engine.source import DTYPES, cache_folder, locate
 from lorakit.family import Family
+from tests.engine.crew import Crowd
+from tests.engine.several import SIX, asked, codes
+from tests.pictures import picture
 
 CAPTIONS = {"0": "a red circle", "1": "a blue star on the left", "2": "a green square at the bottom", "3": "a circle"}
 
@@ -160,3 +163,32 @@ def of_kind():
         return [event for event in events if isinstance(event, kind)]
 
     return pick
+
+
+# -- several processes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crowd]:
+    made = Crowd()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A folder of runs, whose cache they share, and of pictures: 9 of one shape and 2 of another."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for number in range(11):
+        size = (32, 32) if number < 9 else (16, 64)
+        colour = (20 * number, 250 - 20 * number, 90)
+        picture(folder / "pictures" / f"{number:02}.png", size, colour=colour, caption=f"a thing, number {number}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(crew, place) -> str:
+    """A run of six updates of four pictures, in one process."""
+    told = crew.run(1, *asked(place, "whole", **SIX))
+    assert codes(told) == [0], told
+    return "whole"

@@ -23,6 +23,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests.engine import hosts, shards
+
 DIE_WITH_PARENT = 1
 LIMIT = 100.0  # seconds, of which a task that goes well takes a tenth
 
@@ -51,13 +53,15 @@ class Crowd:
         at: dict[str, Any] | None = None,
         kept: bool = True,
         watched: bool = True,
+        apart: bool = False,
         **environment: str,
     ) -> list[Told]:
         """What became of `lorakit` with these arguments in so many processes.
 
-        `at` says what one of them does to itself: {"rank": 1, "update": 3, "do": "kill"}. Where what they leave for one
+        `at` says what one of them does to itself: {"rank": 1, "update": 3, "do": "kill"}, or all of them, without a
+        rank. Where what they leave for one
         another is `kept`, it is by a process of its own, and where they are `watched`, one that dies has the others
-        asked to stop, both as with torchrun.
+        asked to stop, both as with torchrun. Where they are `apart`, each is on a host of its own.
         """
         assert self._server.stdin
         assert self._server.stdout
@@ -67,6 +71,7 @@ class Crowd:
             "at": at,
             "kept": kept,
             "watched": watched,
+            "apart": apart,
             "environment": environment,
         }
         self._server.stdin.write(json.dumps(task) + "\n")
@@ -89,12 +94,14 @@ def serve() -> None:
     import torch
     import transformers
 
+    import lorakit.engine.sharding
     import lorakit_flux.model
     import lorakit_qwen.model
     import lorakit_sdxl.model
 
     torch.set_num_threads(1)
     assert all((diffusers, transformers, lorakit_flux.model, lorakit_qwen.model, lorakit_sdxl.model))
+    assert lorakit.engine.sharding
     for line in sys.stdin:
         print(json.dumps(carry_out(json.loads(line))), flush=True)
 
@@ -103,13 +110,20 @@ def carry_out(task: dict[str, Any]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         children = dict[int, int]()
         keeper, port = keep() if task["kept"] else (0, free_port())
+        places = hosts.Hosts() if task["apart"] else None
         for number in range(task["count"]):
             child = os.fork()
             if not child:
                 ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+                if places:
+                    places.enter(number)
                 os._exit(work(number, task, Path(folder), port))
             children[child] = number
+        if places:
+            places.join(list(children))
         codes = reap(children, task["watched"])
+        if places:
+            places.close()
         if keeper:
             os.kill(keeper, signal.SIGKILL)
             os.waitpid(keeper, 0)
@@ -176,7 +190,7 @@ def tell(left: list[int], gone: int) -> None:
 def work(number: int, task: dict[str, Any], folder: Path, port: int) -> int:
     if task["count"] > 1:
         os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(task["count"]))
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(MASTER_ADDR=hosts.address(0) if task["apart"] else "127.0.0.1", MASTER_PORT=str(port))
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = str(task["kept"])
     os.environ.update(task["environment"])
     out, err, code = io.StringIO(), io.StringIO(), 1
@@ -199,20 +213,35 @@ def told(number: int, task: dict[str, Any]) -> int:
 
     crew.GONE = 6.0
     at = task["at"]
-    if at and at["rank"] == number:
-        prepare(at)
+    if at and at.get("rank", number) == number:
+        prepare(at, number)
     return run(task["arguments"])
 
 
-def prepare(at: dict[str, Any]) -> None:
+def prepare(at: dict[str, Any], number: int) -> None:
     """Let this process do something to itself."""
+    if at["do"] == "weigh":
+        shards.weigh(Path(at["into"]) / f"{number}.jsonl")
+    elif at["do"] == "hold whole":
+        shards.hold_whole()
+    elif at["do"] == "other torch":
+        other_torch()
+    elif "gather" in at:
+        shards.before(at["gather"], lambda: happen(at["do"]))
+    else:
+        before_the_sum(at)
+
+
+def other_torch() -> None:
     from lorakit.engine import joining
+
+    own = joining.versions()
+    joining.versions = lambda: tuple((name, "1.0" if name == "torch" else one) for name, one in own)
+
+
+def before_the_sum(at: dict[str, Any]) -> None:
     from lorakit.engine.crew import Crew
 
-    if at["do"] == "other torch":
-        own = joining.versions()
-        joining.versions = lambda: tuple((name, "1.0" if name == "torch" else one) for name, one in own)
-        return
     settled, calls = Crew.settled, count(1)
 
     def ill(self: Crew, *arguments: Any) -> Any:
@@ -227,10 +256,12 @@ def prepare(at: dict[str, Any]) -> None:
 def happen(what: str) -> None:
     if what == "raise":
         raise ValueError("something broke")
+    if what == "cut":
+        return hosts.cut()
     if what == "wait for ever":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pause()
-    os.kill(os.getpid(), {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}[what])
+    return os.kill(os.getpid(), {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}[what])
 
 
 if __name__ == "__main__":

@@ -4,94 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from PIL import Image
 
 from lorakit.engine import checkpoint
-from lorakit.events import Event, PhaseStarted, PreviewDrawn, RunStopped, UpdateFinished, Validated
+from lorakit.events import PhaseStarted, PreviewDrawn, RunStopped, SheetDrawn, UpdateFinished, Validated
 from lorakit.history import events_of
-from tests.engine.crew import Crowd
-from tests.pictures import picture
+from tests.engine.several import SIX, SIX_BY_TWO, asked, codes, facts, off, read, state
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def crew():
-    made = Crowd()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder of runs, whose cache they share, and of pictures: 9 of one shape and 2 of another."""
-    folder = tmp_path_factory.mktemp("ranks")
-    for number in range(11):
-        size = (32, 32) if number < 9 else (16, 64)
-        colour = (20 * number, 250 - 20 * number, 90)
-        picture(folder / "pictures" / f"{number:02}.png", size, colour=colour, caption=f"a thing, number {number}")
-    return folder
-
-
-def asked(place: Path, name: str, family: str = "qwen", **settings: object) -> list[str]:
-    """The command that trains a run called `name`."""
-    given = {
-        "model.source": "toy",
-        "lora.rank": 4,
-        "optimizer.learning_rate": 2e-4,
-        "train.resolution": 32,
-        "train.precision": "fp32",
-        "train.gradient_checkpointing": False,
-        "quantization.name": "none",
-        "sampling.every": 0,
-        "sampling.strengths": "[]",
-        "validation.every": 0,
-        "save.every": 0,
-        **{key.replace("__", "."): value for key, value in settings.items()},
-    }
-    sets = [part for key, value in given.items() for part in ("--set", f"{key}={str(value).lower()}")]
-    start = ["train", "--family", family, "--preset", "none", "--data", str(place / "pictures"), "--trigger", "sks"]
-    return [*start, "--output", str(place / "runs"), "--name", name, *sets]
-
-
-def state(place: Path, name: str) -> dict[str, torch.Tensor]:
-    newest = checkpoint.newest(place / "runs" / name).update
-    return safetensors.torch.load_file(checkpoint.folder_of(place / "runs" / name, newest) / checkpoint.STATE)
-
-
-def read(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path), dtype=int)
-
-
-def off(place: Path, one: str, other: str) -> float:
-    """How far two runs' adapters are from each other, over their length."""
-    first, second = (state(place, name)["adapter"] for name in (one, other))
-    return float((first - second).norm() / first.norm())
-
-
-def codes(told) -> list[int]:
-    return [one.code for one in told]
-
-
-def facts(place: Path, name: str, kind: type[Event]) -> list:
-    return [event for event in events_of(place / "runs" / name) if isinstance(event, kind)]
-
-
-@pytest.fixture(scope="module")
-def whole(crew, place) -> str:
-    """A run of six updates of four pictures, in one process."""
-    told = crew.run(1, *asked(place, "whole", **SIX))
-    assert codes(told) == [0], told
-    return "whole"
-
-
-SIX = {"train__updates": 6, "train__batch_size": 4, "save__every": 2}
-SIX_BY_TWO = {**SIX, "train__batch_size": 2}
-"""The same pictures at once in two processes."""
 
 
 # -- the same result -----------------------------------------------------------------------------------------------
@@ -125,27 +46,41 @@ def test_accumulated_batches_and_a_process_without_a_share(crew, place):
     assert torch.allclose(first, second, atol=1e-6)
 
 
-def test_previews_and_validation_are_divided_and_only_the_first_process_tells(crew, place):
-    settings = {
-        "train__updates": 2,
-        "validation__every": 2,
-        "validation__pictures": 2,
-        "sampling__every": 2,
-        "sampling__steps": 2,
-        "sampling__prompts": '["sks, one", "sks, two", "sks, three"]',
-    }
-    one = crew.run(1, *asked(place, "told-1", train__batch_size=4, **settings))
-    two = crew.run(2, *asked(place, "told-2", train__batch_size=2, **settings))
-    assert codes([*one, *two]) == [0, 0, 0], (one, two)
+@pytest.fixture(scope="module")
+def told(crew, place) -> str:
+    """A run in one process that draws and validates."""
+    (one,) = crew.run(1, *asked(place, "told-1", train__batch_size=4, **TOLD))
+    assert one.code == 0, one
+    return "told-1"
+
+
+TOLD = {
+    "train__updates": 2,
+    "validation__every": 2,
+    "validation__pictures": 2,
+    "sampling__every": 2,
+    "sampling__steps": 2,
+    "sampling__strengths": "[0, 1]",
+    "sampling__prompts": '["sks, one", "sks, two", "sks, three"]',
+}
+
+
+@pytest.mark.parametrize("sharding", ["replicated", "sharded"])
+def test_pictures_and_validation_are_divided_and_only_the_first_process_tells(crew, place, told, sharding):
+    """Three prompts, and the six pictures of the sheet of strengths; sharded, one process draws one prompt twice."""
+    two = crew.run(2, *asked(place, f"told-{sharding}", train__batch_size=2, train__sharding=sharding, **TOLD))
+    assert codes(two) == [0, 0], two
     assert "validation held out" in two[0].out
     assert (two[1].out, two[1].err) == ("", "")
-    for first, second in zip(facts(place, "told-1", Validated), facts(place, "told-2", Validated), strict=True):
+    runs = (told, f"told-{sharding}")
+    for first, second in zip(*(facts(place, name, Validated) for name in runs), strict=True):
         for name in ("loss", "train_loss", "trigger", "drift", "norm", "loss_by_level"):
             assert getattr(first, name) == pytest.approx(getattr(second, name), rel=1e-3, abs=1e-6), name
-    drawn = [[Path(event.path).name for event in facts(place, name, PreviewDrawn)] for name in ("told-1", "told-2")]
+    drawn = [[Path(event.path).name for event in facts(place, name, PreviewDrawn)] for name in runs]
     assert drawn == [[f"000002-{number}.png" for number in range(3)]] * 2
-    for name in drawn[0]:
-        first, second = (read(place / "runs" / run / "samples" / name) for run in ("told-1", "told-2"))
+    assert [len(facts(place, name, SheetDrawn)) for name in runs] == [1, 1]
+    for name in (*drawn[0], "strengths.png"):
+        first, second = (read(place / "runs" / run / "samples" / name) for run in runs)
         assert abs(first - second).max() <= 1
 
 

@@ -43,7 +43,7 @@ def plan(
     Takes the options of train, and says for which GPU. Nothing is loaded, and no run is made. What is printed is
     TOML: saved to a file and given with --config, it means the same run.
     """
-    made = kit.plan(options.request(kit, given))
+    made = kit.plan(options.request(kit, given), gpu=gpu, memory=memory)
     remember(made)
     estimate = kit.estimate(made, gpu=gpu, memory=memory, price=price, hours=hours)
     if estimate is None or estimate.duration is None:

@@ -8,26 +8,27 @@ does not come to its end everywhere.
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh
 
 from lorakit import launched
 from lorakit.control import Control
+from lorakit.engine.causes import Cause, echo, lost, reached, stalled
 from lorakit.engine.phases import StopAsked
-from lorakit.engine.ranks import Drawn, Ranks, Thing
-from lorakit.errors import LorakitError, ProcessError, StallError
-from lorakit.order import Turn, share
+from lorakit.engine.ranks import Drawn, Ranks, Result, Thing
+from lorakit.errors import LorakitError, StallError
+from lorakit.order import Turn, company, share
 
 SLICE = 1.0
 """Seconds that a process waits before it looks around."""
@@ -39,24 +40,23 @@ ANSWER = 5.0
 """Seconds for those who wait for a silent process to say so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why a run of several processes goes no further: who left it first, on which host, and what they said."""
-
-    by: int
-    host: str
-    what: str
-    stop: bool = False
-    exit_code: int = 1
-
-
 class Crew(Ranks):
     """This process among several; `store` is where they leave notes for one another."""
 
+    device: torch.device
+
     def __init__(
-        self, store: Store, number: int, count: int, device: torch.device, timeout: float, control: Control
+        self,
+        store: Store,
+        number: int,
+        count: int,
+        device: torch.device,
+        timeout: float,
+        control: Control,
+        *,
+        lockstep: bool = False,
     ) -> None:
-        self.number, self.count, self.device = number, count, device
+        self.number, self.count, self.device, self.lockstep = number, count, device, lockstep
         self._store, self._timeout, self._control = store, timeout, control
         self._group: dist.ProcessGroup | None = None  # of the devices, where they are GPUs
         self._looked = 0.0
@@ -69,18 +69,28 @@ class Crew(Ranks):
         group = PrefixStore("group", self._store)
         limit = timedelta(seconds=self._timeout)
         dist.init_process_group("gloo", store=group, rank=self.number, world_size=self.count, timeout=limit)
-        if self.device is not None and self.device.type == "cuda":
+        if self.device.type == "cuda":
             self._group = dist.new_group(backend="nccl", timeout=limit)
+        if self.lockstep:
+            everybody = self._group or dist.distributed_c10d._get_default_group()
+            self.mesh = DeviceMesh.from_group(everybody, self.device.type)
 
     # -- an update -----------------------------------------------------------------------------------------------
 
+    def begin_pass(self) -> None:
+        """Raises where one of the others has left; where all pass together, waits until all are here."""
+        self.check()
+        if self.lockstep:
+            self.meet()
+
     def own(self, turns: Iterable[Turn]) -> Iterator[Turn]:
-        """This process' share of each batch, those left out of which it has nothing."""
+        """This process' share of each batch; one of which it has nothing is left out, or passed in company."""
         for turn in turns:
-            self.check()
             part = share(turn, self.number, self.count)
             if part.samples:
                 yield part
+            elif self.lockstep:
+                yield company(turn)
 
     def settled(
         self, gradient: Tensor, losses: Sequence[Tensor], drawn: Sequence[Drawn], turns: Sequence[Turn]
@@ -109,6 +119,12 @@ class Crew(Ranks):
         """Every `count`th of the things."""
         return things[self.number :: self.count]
 
+    def passed(self, things: Sequence[Thing]) -> Sequence[tuple[Thing, bool]]:
+        """Every `count`th of the things, and where all pass together one more in company of those who have one more."""
+        own = [(thing, True) for thing in self.dealt(things)]
+        alone = self.lockstep and len(own) * self.count < len(things)
+        return [*own, (things[0], False)] if alone else own
+
     def summed(self, values: Tensor) -> Tensor:
         """Values of which each process knows some and has 0 for the others', put together on the CPU."""
         held = values.detach().cpu().contiguous().clone()
@@ -124,12 +140,12 @@ class Crew(Ranks):
         """
         self._meetings += 1
         everybody = self._meetings * self.count
-        with self._reached():
+        with reached():
             self._store.add("met", 1)
         try:
             self._patiently(lambda: self._store.add("met", 0) >= everybody)
         except BaseException:
-            with self._reached():
+            with reached():
                 if self._store.add("met", -1) < everybody - 1:
                     raise
                 self._store.add("met", 1)
@@ -139,7 +155,7 @@ class Crew(Ranks):
         key = f"note {self._notes}"
         self._notes += 1
         if self.first:
-            with self._reached():
+            with reached():
                 self._store.set(key, json.dumps(value))
             return value
         return json.loads(self._read(key))
@@ -147,7 +163,7 @@ class Crew(Ranks):
     def told(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """What every process says of itself, in order; the first thing that they say at all."""
         threading.Thread(target=self._beat, daemon=True).start()
-        with self._reached():
+        with reached():
             self._store.set(f"facts {self.number}", json.dumps(facts))
         return [json.loads(self._read(f"facts {number}")) for number in range(self.count)]
 
@@ -155,17 +171,20 @@ class Crew(Ranks):
         """What is made of each thing, in order, dealt out among the processes; only the first is given it."""
         batch = self._notes
         self._notes += 1
-        for place, thing in enumerate(things):
-            key, mine = f"made {batch} {place}", place % self.count == self.number
-            self.check()
-            if mine and self.first:
-                yield thing, make(thing)
-            elif mine:
-                with self._reached():
-                    self._store.set(key, make(thing))  # type: ignore[arg-type]  # it takes bytes too
-            elif self.first:
-                yield thing, self._read(key)
-                self._store.delete_key(key)
+        for begin in range(0, len(things), self.count):
+            some = things[begin : begin + self.count]
+            mine = self.number < len(some)
+            if mine or self.lockstep:
+                self.begin_pass()
+                made = make(some[self.number if mine else 0])
+            if mine and not self.first:
+                with reached():
+                    self._store.set(f"made {batch} {begin + self.number}", made)  # type: ignore[arg-type]  # bytes too
+            if self.first:
+                yield some[0], made
+                for place, thing in enumerate(some[1:], begin + 1):
+                    yield thing, self._read(f"made {batch} {place}")
+                    self._store.delete_key(f"made {batch} {place}")
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
@@ -173,28 +192,39 @@ class Crew(Ranks):
         """Tell the others once a second that this process is alive; raises where one of them has left."""
         if self._control.stopping or time.monotonic() - self._looked >= SLICE:
             self._looked = time.monotonic()
-            with self._reached():
+            with reached():
                 self._store.add("life", 1)
             self._look()
 
     def _sum(self, tensor: Tensor) -> None:
         """Sum in place over all processes, once they have met."""
+        self.joint(lambda: dist.all_reduce(tensor, group=self._group if tensor.device.type == "cuda" else None))
+
+    def joint(self, work: Callable[[], Result]) -> Result:
+        """What work answers that all processes do at once; where their connection breaks, who was lost, and why."""
         try:
-            dist.all_reduce(tensor, group=self._group if tensor.device.type == "cuda" else None)
+            return work()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            self._look()  # it may have said why it left
-            raise _lost("a process of the run", str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]) from None
+            self._broken(str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0])
+
+    def _broken(self, why: str) -> NoReturn:
+        """Raise what ended the connection: somebody may have said why it left, and one that is lost is missed soon."""
+        until = time.monotonic() + GONE + ANSWER
+        self._patiently(lambda: time.monotonic() > until)
+        raise lost("a process of the run", why)
 
     def _read(self, key: str) -> bytes:
         self._patiently(lambda: self._store.check([key]))
-        with self._reached():
+        with reached():
             found: bytes = self._store.get(key)
         return found
 
     def _patiently(self, done: Callable[[], bool]) -> None:
         """Wait until something is done, as long as nobody leaves, is lost, or is silent for too long."""
         seen, since, looked, pause = -1, time.monotonic(), time.monotonic(), PAUSES[0]
-        with self._reached():
+        with reached():
             while not done():
                 time.sleep(pause)
                 pause, now = min(2 * pause, PAUSES[1]), time.monotonic()
@@ -223,7 +253,7 @@ class Crew(Ranks):
             known, since = self._beats.get(other, (-1, now))
             self._beats[other] = (beat, since if beat == known else now)
             if beat and now - self._beats[other][1] > GONE:  # one that never came is waited for as a silent one is
-                raise _lost(f"process {other} on {self._host(other)}", f"nothing came from it for {GONE:g} s")
+                raise lost(f"process {other} on {self._host(other)}", f"nothing came from it for {GONE:g} s")
 
     def _stalled(self) -> StallError:
         """Who does not answer while all others wait."""
@@ -233,36 +263,17 @@ class Crew(Ranks):
             time.sleep(PAUSES[1])
             silent = [one for one in silent if not self._store.check([f"waits {one}"])]
         told = ", ".join(f"{one} on {self._host(one)}" for one in silent) or "the connection"
-        return StallError(
-            f"process {told} gave no sign of life for {self._timeout:g} s",
-            why="train.timeout is how long the others wait",
-            fix="See what it waits for; `lorakit resume` goes on.",
-        )
+        return stalled(f"process {told}", self._timeout)
 
     def _host(self, number: int) -> str:
         key = f"facts {number}"
         return str(json.loads(self._store.get(key))["host"]) if self._store.check([key]) else "a host unknown"
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """What the store's own failure means: whoever holds it is gone."""
-        try:
-            yield
-        except dist.DistError as error:
-            raise StallError(
-                "the process that holds the run's connections was lost",
-                why=str(error).splitlines()[0],
-                fix="`lorakit resume` goes on.",
-            ) from None
-
     # -- leaving -------------------------------------------------------------------------------------------------
 
     def leave(self, error: BaseException | None, reason: str) -> None:
         """Tell the others why this process goes no further, unless somebody left before."""
-        stop = not isinstance(error, Exception)
-        what = reason if stop else str(error) if isinstance(error, LorakitError) else f"{type(error).__name__}: {error}"
-        code = error.exit_code if isinstance(error, LorakitError) else 1
-        cause = Cause(self.number, socket.gethostname(), what or "stopped", stop, code)
+        cause = Cause.of(self.number, error, reason)
         with suppress(RuntimeError):
             self._store.compare_set("left", "", json.dumps(asdict(cause)))
 
@@ -294,18 +305,5 @@ class Crew(Ranks):
             raise StopAsked
 
     def _cause(self) -> Cause | None:
-        with self._reached():
+        with reached():
             return Cause(**json.loads(self._store.get("left"))) if self._store.check(["left"]) else None
-
-
-def _lost(who: str, why: str) -> StallError:
-    return StallError(
-        f"{who} was lost", why=why, fix="It may have been killed, or its host gone; `lorakit resume` goes on."
-    )
-
-
-def echo(cause: Cause) -> ProcessError:
-    """An error of another process, which the first one tells of."""
-    made = ProcessError(f"process {cause.by} on {cause.host} stopped the run: {cause.what}")
-    made.exit_code = cause.exit_code
-    return made

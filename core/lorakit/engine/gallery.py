@@ -11,7 +11,7 @@ from lorakit.engine import preview
 from lorakit.engine.cache import write_atomically
 from lorakit.engine.loop import Trainer
 from lorakit.engine.phases import Context
-from lorakit.events import Event, PreviewDrawn
+from lorakit.events import Event, PreviewDrawn, SheetDrawn
 from lorakit.order import is_due
 
 
@@ -32,8 +32,22 @@ class Gallery:
         if self.is_due(self.trainer.updates):
             numbers, ranks = range(len(self.context.plan.settings.sampling.prompts)), self.context.ranks
             wanted = [one for one in numbers if not (self._known(one) or (missing and self._path(one).is_file()))]
+            self.context.check()
             for number, picture in ranks.made(ranks.said(wanted), self._drawing):
                 yield from self._shown(number, picture)
+                self.context.check()
+
+    def sheet(self) -> Iterator[Event]:
+        """Every prompt (rows) at every strength that is asked for (columns), labelled, on one sheet."""
+        sampling = self.context.plan.settings.sampling
+        prompts, strengths = sampling.prompts, sampling.strengths
+        cells = [(number, strength) for number in range(len(prompts)) for strength in strengths]
+        drawn = [preview.decoded(one) for _, one in self.context.ranks.made(cells, lambda cell: self._drawing(*cell))]
+        if drawn:  # in the first process
+            rows = [drawn[begin : begin + len(strengths)] for begin in range(0, len(drawn), len(strengths))]
+            path = self.context.plan.folder / "samples" / "strengths.png"
+            preview.save(preview.contact_sheet(rows, prompts, [f"strength {one:g}" for one in strengths]), path)
+            yield SheetDrawn(path=str(path), strengths=strengths)
 
     def is_due(self, update: int) -> bool:
         """Whether previews are drawn after an update."""
@@ -47,11 +61,11 @@ class Gallery:
             if self._known(number):
                 yield PreviewDrawn(update=self.trainer.updates, path=str(self._path(number)), prompt=prompt)
             else:
+                self.context.check()
                 yield from self._shown(number, self._drawing(number))
 
-    def _drawing(self, number: int) -> bytes:
-        self.context.check()
-        with self.trainer.adapter.at(1.0, self.trainer.average):
+    def _drawing(self, number: int, strength: float = 1.0) -> bytes:
+        with self.trainer.adapter.at(strength, self.trainer.average):
             return preview.encoded(self.painter.draw(number, self.context.device, self.context.source.dtype))
 
     def _shown(self, number: int, picture: bytes) -> Iterator[Event]:

@@ -73,7 +73,8 @@ def _met(plan: Plan, control: Control) -> Crew:
         ) from None
     turn = store.add(f"lorakit {launched.restarts()} {number}", 1)  # of several runs of the same processes
     notes = PrefixStore(f"lorakit {launched.restarts()} {turn}", store)
-    return Crew(notes, number, count, _device(plan), timeout, control)
+    sharded = plan.settings.train.sharding == "sharded"
+    return Crew(notes, number, count, _device(plan), timeout, control, lockstep=sharded)
 
 
 def _device(plan: Plan) -> torch.device:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from torch import nn
 
@@ -36,6 +37,28 @@ class Model:
     table: ModulationTable | None = None
     recomputing: Recomputing | None = None
     products: int8_products.Triton | None = None
+
+
+class Placing(Protocol):
+    """Where blocks lie once they are filled."""
+
+    def after(self, filled: Iterator[str], denoiser: Denoiser) -> Iterator[str]:
+        """The same names of blocks that were filled one after another, each put where it lies from now on."""
+
+    def finish(self, denoiser: Denoiser) -> None:
+        """Put everything else on the device."""
+
+    def note(self, denoiser: Denoiser) -> str:
+        """Where blocks lie, in words; nothing where that is the device."""
+
+
+def placing(context: Context) -> Placing:
+    """Where the blocks of a plan's base lie: on the device, in host memory, or a part of each in every process."""
+    if context.ranks.lockstep:
+        from lorakit.engine.sharding import Sharding  # torch's takes most of a second to import
+
+        return Sharding(context.ranks, context.plan.settings.quantization.name)
+    return Travelling(Conveyor(context.device), context.plan.settings.speed.offload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +96,7 @@ def load_base(context: Context) -> Work[Base]:
     """The denoiser on its device, quantized as planned."""
     settings = context.plan.settings
     plain = settings.quantization.name == "none"
-    travelling = Travelling(Conveyor(context.device), settings.speed.offload)
+    placed = placing(context)
     denoisers: list[Denoiser] = []
     loaders: list[Loader] = []
 
@@ -84,25 +107,21 @@ def load_base(context: Context) -> Work[Base]:
             loader = Loader(context, denoiser, foresees=settings.speed.modulation == "table")
             loader.outer()
             if plain:
-                for _ in travelling.after(loader.blocks(), denoiser):
+                for _ in placed.after(loader.blocks(), denoiser):
                     pass  # one item of progress for the whole component
             loaders.append(loader)
         yield denoiser.component
 
-    yield from phase("load", 1, load(), lambda: travelling.note(denoisers[0]))
+    yield from phase("load", 1, load(), lambda: placed.note(denoisers[0]))
     denoiser = denoisers[0]
     context.check()
     for loader in loaders:
         yield from (Warned(message=note) for note in loader.notes)
         if not plain:
-            placed = travelling.after(loader.blocks(), denoiser)
-            yield from phase("quantize", len(denoiser.blocks), placed, loader.note)
+            yield from phase("quantize", len(denoiser.blocks), placed.after(loader.blocks(), denoiser), loader.note)
     if not loaders:
-        if not plain:
-            yield from _quantize_loaded(context, denoiser)
-        for _ in travelling.after((f"block {number}" for number in range(len(denoiser.blocks))), denoiser):
-            pass
-    travelling.conveyor.to_device(denoiser.module)
+        yield from _place_loaded(context, denoiser, placed)
+    placed.finish(denoiser)
     products = None
     if settings.speed.products == "triton":
         products = int8_products.choose(denoiser.blocks, context.device)
@@ -218,17 +237,24 @@ class Loader:
         return QuantizedCache(cache, base, form, self.quantizer, self.spared)
 
 
-def _quantize_loaded(context: Context, denoiser: Denoiser) -> Iterator[Event]:
-    """Quantize a model that its family gave with its weights."""
+def _place_loaded(context: Context, denoiser: Denoiser, placed: Placing) -> Iterator[Event]:
+    """Quantize a model that its family gave with its weights, and put its blocks where they lie."""
     quantizer, spared = holders(context)
+    plain = context.plan.settings.quantization.name == "none"
     converted: list[int] = []
 
     def convert() -> Iterator[str]:
         for number, block in enumerate(denoiser.blocks, 1):
-            converted.append(quantize(block, quantizer, context.device, spared))
+            if not plain:
+                converted.append(quantize(block, quantizer, context.device, spared))
             yield f"block {number}"
 
-    yield from phase("quantize", len(denoiser.blocks), convert(), lambda: f"{sum(converted)} layers")
+    work = placed.after(convert(), denoiser)
+    if plain:
+        for _ in work:
+            pass
+    else:
+        yield from phase("quantize", len(denoiser.blocks), work, lambda: f"{sum(converted)} layers")
 
 
 def check_facts(

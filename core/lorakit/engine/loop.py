@@ -98,10 +98,12 @@ class Trainer:
         losses: list[Tensor] = []
         for turn in self.ranks.own(turns):
             self.see(turn, samples)
+            self.ranks.begin_pass()
             with self._seeded("dropout", turn.first_pass, self._drops):
                 loss = self.loss(turn, samples)
-                losses.append(loss.detach())
-                mean = loss.sum() / pictures
+                if not turn.borrowed:
+                    losses.append(loss.detach())
+                mean = loss.sum() * 0 if turn.borrowed else loss.sum() / pictures
                 del loss  # so that its graph goes with the backward pass
                 mean.backward()  # type: ignore[no-untyped-call]
             following = self._coming.get(turn.first_pass)
@@ -202,6 +204,7 @@ class Trainer:
             return
         self._saw = True
         self.adapter.train()
+        self.ranks.begin_pass()
         with self._seeded("dropout", turn.first_pass, self._drops):
             self.loss(turn, samples)
         self._drawn.clear()
@@ -210,6 +213,7 @@ class Trainer:
     def pass_through(self, turn: Turn, samples: Samples) -> None:
         """A batch forward and backward that leaves nothing behind, in the mode of training."""
         self.adapter.train()
+        self.ranks.begin_pass()
         with self._seeded("dropout", turn.first_pass, self._drops):
             self.loss(turn, samples).sum().backward()  # type: ignore[no-untyped-call]
         self.adapter.grad.zero_()
@@ -219,7 +223,7 @@ class Trainer:
         """The weighted squared error of each picture of a batch, (B,), in fp32."""
         with self._foresight.at(turn.first_pass):
             shown = self.batches.of(turn, samples)
-            self._drawn += shown.drawn
+            self._drawn += () if turn.borrowed else shown.drawn
             return self.score(shown)
 
     def score(self, shown: Prepared) -> Tensor:

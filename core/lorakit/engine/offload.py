@@ -42,6 +42,10 @@ class Travelling:
                 self.conveyor.take(blocks[number])
             yield name
 
+    def finish(self, denoiser: Denoiser) -> None:
+        """Move everything of the model that does not travel to the device."""
+        self.conveyor.to_device(denoiser.module)
+
     def note(self, denoiser: Denoiser) -> str:
         """How many wait, in words."""
         blocks = len(denoiser.blocks)

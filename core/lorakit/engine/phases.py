@@ -45,6 +45,11 @@ class Context:
         if self.control.stopping:
             raise StopAsked
 
+    def begin_pass(self) -> None:
+        """Begin a pass through the model, with all others where they pass together, unless somebody asked to stop."""
+        self.check()
+        self.ranks.begin_pass()
+
 
 def phase(name: Phase, total: int, work: Iterator[str], note: Callable[[], str] = str) -> Iterator[Event]:
     """A phase's events: its start, one progress for each item that `work` yields, its end."""

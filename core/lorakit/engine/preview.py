@@ -11,7 +11,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lorakit.engine.adapter import Adapter
 from lorakit.engine.cache import write_atomically
 from lorakit.engine.modulation import Foresight, ModulationTable
 from lorakit.engine.parts import Batch, Conditions, Denoiser, ImageCoder, Said, Text
@@ -127,19 +126,6 @@ class Painter:
 
         return batch(subject.text), batch(subject.negative) if guidance == "true" else None
 
-    def sheet(
-        self, adapter: Adapter, strengths: Sequence[float], device: torch.device, dtype: torch.dtype
-    ) -> Image.Image:
-        """Every prompt (rows) at every strength (columns), labelled."""
-        rows = []
-        for number in range(len(self._subjects)):
-            row = []
-            for strength in strengths:
-                with adapter.at(strength):
-                    row.append(self.draw(number, device, dtype))
-            rows.append(row)
-        return contact_sheet(rows, self._settings.prompts, [f"strength {one:g}" for one in strengths])
-
 
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], columns: Sequence[str]
@@ -181,6 +167,13 @@ def shortened(
 def save(picture: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
     write_atomically(path, encoded(picture))
+
+
+def decoded(png: bytes) -> Image.Image:
+    """The picture that a PNG holds."""
+    with Image.open(io.BytesIO(png)) as opened:
+        opened.load()
+        return opened
 
 
 def encoded(picture: Image.Image) -> bytes:

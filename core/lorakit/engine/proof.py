@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorakit.engine import layouts
 from lorakit.engine.adapter import Adapter
+from lorakit.engine.gathered import kind_of
 from lorakit.engine.parts import Source
 from lorakit.engine.sharing import loading
 from lorakit.errors import TrainingError
@@ -61,7 +62,7 @@ def prove(file: Path, plan: Plan, family: Family, source: Source, adapter: Adapt
         ) from error
     dtype = next(iter(held.values())).dtype  # what was trained, as the file's format can say it
     expected = {name: (lora_a.to(dtype), lora_b.to(dtype)) for name, lora_a, lora_b in adapter.pairs()}
-    bases = {name: fresh_base(type(module), source, name) for name, module in adapter.hosts.items()}
+    bases = {name: fresh_base(kind_of(module), source, name) for name, module in adapter.hosts.items()}
     fresh = not any(one.is_meta for base in bases.values() for one in base.parameters())
     shapes = {name: shape for component, base in bases.items() for name, shape in _shapes(component, base)}
     found = load_into(bases, file, held, plan, family)

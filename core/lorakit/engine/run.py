@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 
 from lorakit import workflow
 from lorakit.alarms import Watch
@@ -22,7 +23,7 @@ from lorakit.engine.loading import load_model
 from lorakit.engine.loop import Trainer
 from lorakit.engine.material import Material, draws, gather
 from lorakit.engine.objective import make_scheduler
-from lorakit.engine.phases import Context, StopAsked, phase
+from lorakit.engine.phases import Context, StopAsked, Work, phase
 from lorakit.engine.proof import Proof, prove
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.run_folder import validated
@@ -39,7 +40,6 @@ from lorakit.events import (
     RunFinished,
     RunStarted,
     RunStopped,
-    SheetDrawn,
     UpdateFinished,
     Verb,
     Warned,
@@ -51,6 +51,10 @@ from lorakit.registry import Shelves
 NOTHING_DRAWN = (
     "this run draws nothing: it has no sampling.prompts, or sampling.every is 0 and sampling.strengths empty, so that "
     "nothing was encoded to draw with"
+)
+NOT_ALONE = (
+    "the base is sharded and no process draws alone: previews come when sampling.every says, and `lorakit sample` "
+    "draws with a checkpoint"
 )
 
 
@@ -72,7 +76,11 @@ class Run:
         self._started: deque[Sequence[Turn]] = deque()  # the batches of updates that were not told of
         self.gallery: Gallery | None = None
         self.watch = Watch(plan, savings(plan, self.family, shelves))
-        control.begin({} if draws(plan) else {"sample": NOTHING_DRAWN})
+        control.begin({"sample": why} if (why := self._draws_nothing()) else {})
+
+    def _draws_nothing(self) -> str:
+        """Why nothing can be drawn whenever somebody asks for it, if it cannot."""
+        return NOTHING_DRAWN if not draws(self.plan) else NOT_ALONE if self.ranks.lockstep else ""
 
     def events(
         self, start: int = 0, notes: Sequence[str] = (), changed: Sequence[str] = ()
@@ -135,10 +143,9 @@ class Run:
         yield from self.faster.begin(trainer, material.item)
         painter = self._painter(material)
         self.gallery = Gallery(context, trainer, painter, self.watch) if painter else None
-        self.validator = Validator(trainer, material.exam(), self.context.check)
+        self.validator = Validator(trainer, material.exam(), self.context.begin_pass)
         yield from self._train(trainer, material)
-        if self.ranks.first:
-            yield from self._finish(trainer, painter)
+        yield from self._finish(trainer)
 
     def _trainer(self, material: Material, scheduler: Scheduler, start: int) -> Trainer:
         groups = [part.group for part in self.adapter.parts]
@@ -261,7 +268,26 @@ class Run:
     def _done(self, start: int = 0) -> int:
         return self.trainer.updates if self.trainer else start
 
-    def _finish(self, trainer: Trainer, painter: preview.Painter | None) -> Iterator[Event]:
+    def _finish(self, trainer: Trainer) -> Iterator[Event]:
+        """The file, proven, by the first process, and the sheet of strengths by all."""
+        saved = None
+        if self.ranks.first:
+            saved = yield from self._saved(trainer)
+        if self.gallery:
+            yield from self.gallery.sheet()
+        if saved:
+            path, proof, drawing = saved
+            yield RunFinished(
+                update=trainer.updates,
+                folder=str(self.folder),
+                lora=str(path),
+                proof=str(proof),
+                workflow=drawing,
+                seconds=time.perf_counter() - self.began,
+            )
+
+    def _saved(self, trainer: Trainer) -> Work[tuple[Path, Proof, str]]:
+        """Where the file lies, its proof, and its workflow."""
         settings = self.plan.settings
         path = self.folder / f"{settings.name}.safetensors"
         drawing = workflow.save(self.plan, self.family, self.folder)  # before the file, with which the run is complete
@@ -285,19 +311,4 @@ class Run:
             raw = path.with_name(f"{settings.name}-raw.safetensors")
             write_atomically(raw, self.keeper.raw())
             yield Warned(message=f"the file holds the running average (train.ema); the last weights are in {raw}")
-        if painter and settings.sampling.strengths:
-            sheet = self.folder / "samples" / "strengths.png"
-            with self.adapter.at(1.0, trainer.average):
-                drawn = painter.sheet(
-                    self.adapter, settings.sampling.strengths, self.context.device, self.context.source.dtype
-                )
-            preview.save(drawn, sheet)
-            yield SheetDrawn(path=str(sheet), strengths=settings.sampling.strengths)
-        yield RunFinished(
-            update=trainer.updates,
-            folder=str(self.folder),
-            lora=str(path),
-            proof=str(proofs[-1]),
-            workflow=drawing,
-            seconds=time.perf_counter() - self.began,
-        )
+        return path, proofs[-1], drawing

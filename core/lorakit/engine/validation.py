@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.draws import seed_of
 from lorakit.engine.frozen import FrozenLinear
+from lorakit.engine.gathered import whole
 from lorakit.engine.loop import Trainer
+from lorakit.engine.lora_linear import LoraLinear
 from lorakit.engine.parts import Batch, Said
 from lorakit.engine.preparing import Item, Prepared
 from lorakit.events import Validated
@@ -46,21 +48,25 @@ class Materials:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """One place of the base's own walk from noise: what the model is shown there, and what the base answered."""
+    """One place of the base's own walk from noise: what the model is shown there, and what the base answered.
+
+    Where it does not `count`, it is looked at in company of other processes, which answer for it.
+    """
 
     noisy: Tensor
     t: Tensor
     answer: Tensor
     about: Callable[[], Batch]
+    counts: bool = True
 
 
 @dataclass
 class Validator:
-    """Measures the adapter as it would be saved; `check` is called between pictures and may raise."""
+    """Measures the adapter as it would be saved; `begin_pass` is called before every pass and may raise."""
 
     trainer: Trainer
     materials: Materials
-    check: Callable[[], None]
+    begin_pass: Callable[[], None]
     seconds: float = 0.0
     """Time that validation took so far."""
     _walks: list[Glance] = field(default_factory=list)
@@ -124,17 +130,17 @@ class Validator:
         """The loss of each picture at each level, (pictures, levels), in fp32 on the CPU."""
         numbers = [number for number, one in enumerate(tried) if one.bare is not None or not bare]
         ranks, cells = self.trainer.ranks, [(number, place) for number in numbers for place in range(len(LEVELS))]
-        own = ranks.dealt(range(len(cells)))
-        shown = {key: self._shown(tried[cells[key][0]], kind, *cells[key], bare) for key in own}
+        own = ranks.passed(range(len(cells)))
+        shown = {key: self._shown(tried[cells[key][0]], kind, *cells[key], bare) for key, _ in own}
         foresight = self.trainer.foreseen((key, one.t, one.about) for key, one in shown.items())
         scores = []
-        for key, one in shown.items():
-            self.check()
+        for key, _ in own:
+            self.begin_pass()
             with foresight.at(key):
-                scores.append(self.trainer.score(one))
+                scores.append(self.trainer.score(shown[key]))
         found = torch.zeros(len(cells))
-        if scores:
-            found[list(own)] = torch.cat(scores).cpu()
+        if counting := [key for key, counts in own if counts]:  # those in company come last
+            found[counting] = torch.cat(scores)[: len(counting)].cpu()
         return ranks.summed(found).view(-1, len(LEVELS)) if cells else EMPTY
 
     def _shown(self, one: Tried, kind: str, number: int, place: int, bare: bool) -> Prepared:
@@ -157,21 +163,22 @@ class Validator:
         if not items:
             return None
         if not self._walks:
-            own = ranks.dealt(range(len(items)))
+            own = ranks.passed(range(len(items)))
             with self.trainer.adapter.at(0.0):
-                self._walks = [glance for number in own for glance in self._walk(number, items[number])]
+                self._walks = [one for number, counts in own for one in self._walk(number, items[number], counts)]
         told = [one.about() for one in self._walks]
         foresight = self.trainer.foreseen((key, self._walks[key].t, about) for key, about in enumerate(told))
         found = []
         for key, one in enumerate(self._walks):
-            self.check()
+            self.begin_pass()
             with foresight.at(key):
                 answer = self.trainer.denoiser.predict(one.noisy, one.t, told[key]).float()
-            found.append((answer - one.answer).norm() / one.answer.norm())
+            if one.counts:
+                found.append((answer - one.answer).norm() / one.answer.norm())
         total, count = ranks.summed(torch.tensor([float(sum(found)), float(len(found))])).tolist()
         return float(total / count)
 
-    def _walk(self, number: int, item: Item) -> Iterator[Glance]:
+    def _walk(self, number: int, item: Item, counts: bool) -> Iterator[Glance]:
         """The base's own walk from noise to a picture of the item's text, in as many steps as there are levels."""
         trainer = self.trainer
         draws = torch.Generator().manual_seed(seed_of("drift", self.seed, number))
@@ -179,10 +186,10 @@ class Validator:
         sampler = trainer.scheduler.sampler(len(LEVELS), trainer.batches.tokens(noise))
         latents = sampler.start(noise)
         for place, now in enumerate(sampler.times.to(trainer.device)):
-            self.check()
+            self.begin_pass()
             noisy, t = sampler.seen(latents, place), now.expand(1)
             answer = trainer.denoiser.predict(noisy, t, trainer.batches.told([item], [item.text]))
-            yield Glance(noisy, t, answer.float(), lambda: trainer.batches.told([item], [item.text]))
+            yield Glance(noisy, t, answer.float(), lambda: trainer.batches.told([item], [item.text]), counts)
             latents = sampler.step(latents, answer, place)
 
     # -- norms -------------------------------------------------------------------------------------------------------
@@ -191,7 +198,7 @@ class Validator:
         """The length of each layer's adapter over that of its weight, as Frobenius norms."""
         adapter = self.trainer.adapter
         if not self._sizes:
-            self._sizes = {name: size for name, layer in adapter.layers.items() if (size := weight_norm(layer.base))}
+            self._sizes = self._weight_norms()
         found = {}
         for name, size in self._sizes.items():
             layer = adapter.layers[name]
@@ -200,6 +207,18 @@ class Validator:
                 float((inner * outer).sum().clamp_min(0).sqrt()) * adapter.scale / size
             )  # ||BA||² = <AAᵀ, BᵀB>
         return found
+
+    def _weight_norms(self) -> dict[str, float]:
+        """The length of the weight of each layer that has an adapter, by the layer's name."""
+        names, found = {layer: name for name, layer in self.trainer.adapter.layers.items()}, dict[str, float]()
+        self.begin_pass()
+        for host in (*self.trainer.denoiser.blocks, *self.trainer.adapter.hosts.values()):
+            with whole(host):
+                layers = [
+                    (names.pop(one), one) for one in host.modules() if isinstance(one, LoraLinear) and one in names
+                ]
+                found |= {name: size for name, layer in layers if (size := weight_norm(layer.base))}
+        return {name: found[name] for name in self.trainer.adapter.layers if name in found}
 
 
 EMPTY = torch.zeros(0, len(LEVELS))

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 from lorakit.errors import ConfigError
 
+PCIE = 31.5  # 4.0 x16
+
 
 @dataclass(frozen=True, slots=True)
 class Card:
     """One GPU: memory in GB as sold, dense TFLOP/s (bf16 with fp32 accumulation, fp32, int8), bandwidth in GB/s.
 
-    `sustained` is the share of the rated bf16 speed that large matrix products hold.
+    `sustained` is the share of the rated bf16 speed that large matrix products hold, `link` how fast it hears from the
+    other cards of its host, in GB/s: by NVLink where boards are sold with it, else by PCIe.
     """
 
     name: str
@@ -23,6 +26,7 @@ class Card:
     int8: float
     bandwidth: float
     sustained: float
+    link: float = PCIE
 
 
 # Rated figures are those of the makers' data sheets and architecture papers, without sparsity. Of the sustained shares
@@ -46,11 +50,11 @@ CARDS = (
     Card("L40S", 48, 362, 91.6, 733, 864, 0.70),
     Card("A10", 24, 125, 31, 250, 600, 0.60),
     Card("A40", 48, 150, 37, 299, 696, 0.75),
-    Card("A100-40", 40, 312, 19.5, 624, 1555, 0.85),
-    Card("A100-80", 80, 312, 19.5, 624, 2039, 0.85),
-    Card("H100", 80, 989, 67, 1979, 3350, 0.807),
-    Card("H200", 141, 989, 67, 1979, 4800, 0.807),
-    Card("B200", 180, 2250, 75, 4500, 8000, 0.75),
+    Card("A100-40", 40, 312, 19.5, 624, 1555, 0.85, 300),
+    Card("A100-80", 80, 312, 19.5, 624, 2039, 0.85, 300),
+    Card("H100", 80, 989, 67, 1979, 3350, 0.807, 450),
+    Card("H200", 141, 989, 67, 1979, 4800, 0.807, 450),
+    Card("B200", 180, 2250, 75, 4500, 8000, 0.75, 900),
 )
 
 

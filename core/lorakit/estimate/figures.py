@@ -23,6 +23,8 @@ class Memory:
     previews: float
     away: float = 0.0
     """Bytes of blocks that wait in host memory, which is none of the device's."""
+    gathered: float = 0.0
+    """Bytes of sharded blocks that come from other GPUs in a batch."""
 
     @property
     def training(self) -> float:

@@ -45,7 +45,8 @@ def estimate(
     typical = max(found, key=lambda case: case.pictures)
     context = rates.context if rates else 1.0 * GB
     memory = tuple(space.memory(plan, size, family, shelves.quantizers, optimizer, found, context))
-    away = next((one.away for one in memory if one.quantization == settings.quantization.name), 0.0)
+    own = next((one for one in memory if one.quantization == settings.quantization.name), None)
+    away, gathered = (own.away, own.gathered) if own else (0.0, 0.0)
     made = Estimate(
         parameters=size.parameters,
         trained=size.adapter_parameters(settings.lora.targets, settings.lora.rank),
@@ -66,7 +67,7 @@ def estimate(
             ceiling=rates.ceiling[settings.train.precision],
             source=rates.source,
             measured=bool(rates.measured),
-            duration=_duration(plan, size, found, rates, shelves, _predictions(plan, family), away),
+            duration=_duration(plan, size, found, rates, shelves, _predictions(plan, family), (away, gathered)),
         )
     return replace(made, problems=tuple(_problems(plan, made, wanted)))
 
@@ -87,13 +88,21 @@ def _predictions(plan: Plan, family: Family) -> int:
 
 
 def _duration(
-    plan: Plan, size: Size, found: list[work.Case], rates: Rates, shelves: Shelves, predictions: int, away: float
+    plan: Plan,
+    size: Size,
+    found: list[work.Case],
+    rates: Rates,
+    shelves: Shelves,
+    predictions: int,
+    brought: tuple[float, float],
 ) -> Duration:
+    """`brought` are bytes of blocks that wait in host memory, and of those that come from other GPUs in a batch."""
     settings, sums = plan.settings, plan.arithmetic
     name = settings.quantization.name
     quantizer = None if name == space.NONE else shelves.quantizers[name]
 
-    travelling = work.travelling(away, rates)
+    away, gathered = brought
+    travelling = max(work.travelling(away, rates), work.gathering(gathered, rates))
 
     def bucket(case: work.Case) -> float:
         full, rest = divmod(case.pictures, settings.train.global_batch)
@@ -114,7 +123,7 @@ def _duration(
         update=max(floor, update),
         floor=floor * sums.updates,
         expected=max(floor, update) * sums.updates,
-        previews=work.drawing(plan, size, rates, quantizer, predictions),
+        previews=work.drawing(plan, size, rates, quantizer, predictions, work.gathering(gathered / 2, rates)),
     )
 
 
@@ -168,7 +177,9 @@ def _remedies(plan: Plan, made: Estimate, chosen: Memory, room: float) -> Iterat
         yield "turn train.gradient_checkpointing on"
     elif settings.train.batch_size > 1:
         yield "lower train.batch_size, and raise train.accumulation for the same update"
-    elif not settings.speed.offload:
+    elif settings.train.sharding == "replicated":
+        yield "let each GPU have a part of every block (train.sharding = 'sharded')"
+    elif not settings.speed.offload and settings.train.gpus == 1:
         yield "let blocks wait in host memory (speed.offload)"
     else:
         yield "lower train.resolution, lora.rank or lora.targets, or take a larger card"

@@ -14,13 +14,18 @@ from lorakit.sizes import Configs, Size
 
 
 def size_of(plan: Plan, family: Family) -> Size | None:
-    """The model's size; None where nobody tells it."""
-    sizer = family.variants[plan.settings.variant].size
+    """The size of a plan's model; None where nobody tells it."""
+    return sized(family, plan.settings.variant, plan.settings.model.source)
+
+
+def sized(family: Family, variant: str, source: str) -> Size | None:
+    """The size of the model that `source` names; None where nobody tells it."""
+    sizer = family.variants[variant].size
     if sizer is None:
         return None
-    place = local_folder(plan, family)
+    place = _folder(source, family)
     if place is None:
-        return None if plan.settings.model.source == TOY else sizer({})
+        return None if source == TOY else sizer({})
     try:
         size = sizer(configs(place))
     except (KeyError, TypeError, ValueError, ArithmeticError, IndexError):  # not the configuration of such a model
@@ -30,9 +35,13 @@ def size_of(plan: Plan, family: Family) -> Size | None:
 
 def local_folder(plan: Plan, family: Family) -> Path | None:
     """The model's folder, where it is on this machine without being fetched."""
-    if plan.settings.model.source == TOY:
+    return _folder(plan.settings.model.source, family)
+
+
+def _folder(source: str, family: Family) -> Path | None:
+    if source == TOY:
         return family.toy_folder
-    folder = Path(plan.settings.model.source).expanduser()
+    folder = Path(source).expanduser()
     return folder if folder.is_dir() else None
 
 

@@ -17,6 +17,7 @@ VERSION = 1
 MATMUL = 0.80  # share of the sustained rate that the model's own products reach, where nothing was measured
 ATTENTION = (0.70, 0.60)  # the same of attention, forward and backward
 BANDWIDTH = 0.80  # share of the rated bandwidth that element-wise operations reach
+LINK = 0.65  # share of the rated rate between cards: as of PCIe to host memory, 20 of 31.5 GB/s; not measured
 LAUNCH = 10e-6  # seconds of the host for one operation: 60 blocks with checkpointing take 0.3 s
 # How much slower real trainers are than this model of one. Three published runs of a 20-billion model can be computed:
 # musubi-tuner's pull request 722 (RTX 5090, 1328 pixels, fp8, rank 64) took 5.39 s where the model says 3.9,
@@ -65,9 +66,24 @@ class Rates:
     """When it was measured, empty where it was not."""
 
     @property
+    def link(self) -> float:
+        """Bytes/s from the other cards of the host, which is never measured: by the data sheet."""
+        found = cards.of_device(self.name)
+        return (found.link if found else cards.PCIE) * 1e9 * LINK
+
+    @property
     def source(self) -> str:
         """Where the rates come from, in words."""
         return f"measured by lorakit calibrate on {self.measured}" if self.measured else "data sheet, not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A card: its name, its memory, and what of that is taken before there is any model, in bytes."""
+
+    name: str
+    memory: float
+    context: float
 
 
 def of_card(card: Card) -> Rates:
@@ -143,6 +159,19 @@ def here(wanted: str = "auto") -> Rates | None:
     """What was measured on this machine last, on a GPU rather than on a CPU, or on the kind of device wanted."""
     found = [one for one in _all() if wanted in ("auto", "cuda" if one.hides else "cpu")]
     return next((one for one in found if one.hides), next(iter(found), None))
+
+
+def wanted(gpu: str | None, memory: float | None, device: str) -> Rates | None:
+    """The rates of the card that a person names, else of this machine's `device`; None of one known by its memory."""
+    return named(gpu) if gpu else None if memory else here(device)
+
+
+def card(gpu: str | None, memory: float | None, device: str) -> Device | None:
+    """The card that a person names, by its name or its memory in GB, else this machine's; None where none is known."""
+    found = wanted(gpu, memory, device)
+    if memory:
+        return Device(found.name if found else "card", memory * 1e9, found.context if found else CONTEXT)
+    return Device(found.name, found.memory, found.context) if found and found.memory else None
 
 
 def _all() -> list[Rates]:

@@ -16,6 +16,7 @@ STATE = 8.0  # bytes of optimizer state for a parameter, where the optimizer doe
 PYTHON = 1.5e9  # bytes of Python with torch, diffusers and transformers
 HEADER = 130  # bytes about one tensor in a safetensors file
 NONE = "none"
+GATHERED = 3  # sharded blocks that lie whole on a card: that which computes, and the next as it came and as it is used
 SLOTS = 2  # blocks that lie on the device while others wait in host memory
 
 
@@ -56,6 +57,36 @@ def _away(plan: Plan, size: Size, held: float) -> float:
     return max(0.0, held - outside) * min(1.0, plan.settings.speed.offload / size.blocks)
 
 
+def shared_out(plan: Plan, size: Size, family: Family, held: float) -> float:
+    """Bytes of a base's blocks that are divided among GPUs, of a base that takes `held` bytes; 0 where none are.
+
+    What modulation answers ahead is no weight, and lies on each.
+    """
+    if plan.settings.train.sharding != "sharded":
+        return 0.0
+    each, ahead = BYTES[plan.settings.train.precision], _ahead(plan)
+    layers = (one for one in size.linears for name in one.names if _is_modulation(name, family))
+    answers = sum(ahead * one.outputs * one.blocks * each for one in layers)
+    return max(0.0, held - (size.parameters - size.quantizable) * each - answers)
+
+
+def _whole(plan: Plan, size: Size) -> float:
+    """The share of all blocks that lies on a card where they are sharded: its own part, and those that are gathered."""
+    return min(1.0, 1 / plan.settings.train.gpus + GATHERED * size.largest_block / size.quantizable)
+
+
+def gathered(plan: Plan, divided: float) -> float:
+    """Bytes that come to a GPU in a batch, of `divided` bytes of blocks: once forward, and once backward."""
+    return 2 * divided * (1 - 1 / plan.settings.train.gpus)
+
+
+def _ahead(plan: Plan) -> int:
+    """Passes whose modulation is worked out at once; 0 where none is."""
+    if plan.settings.speed.modulation != "table":
+        return 0
+    return max(AHEAD, plan.arithmetic.effective_batch // plan.settings.train.gpus)
+
+
 def _is_modulation(layer: str, family: Family) -> bool:
     return any(layer == ending or layer.endswith(f".{ending}") for ending in family.modulation)
 
@@ -93,15 +124,12 @@ def memory(
     pixels = max(case.pixels for case in found)
     draws = settings.sampling.prompts and (settings.sampling.every or settings.sampling.strengths)
     drawn = coder + size.coder.decoding * settings.sampling.width * settings.sampling.height if draws else 0.0
-    ahead = (
-        max(AHEAD, plan.arithmetic.effective_batch // settings.train.gpus)
-        if settings.speed.modulation == "table"
-        else 0
-    )
     for name in quantizers(shelf):
-        held = base(size, name, family, shelf, settings.train.precision, ahead=ahead)
+        held = base(size, name, family, shelf, settings.train.precision, ahead=_ahead(plan))
         if held is None:
             continue
+        divided = 0.0 if shelf[name].stays else shared_out(plan, size, family, held)
+        held -= divided * (1 - _whole(plan, size))
         away = _away(plan, size, held)
         held -= away * max(0.0, 1 - SLOTS / max(1, settings.speed.offload))
         yield Memory(
@@ -115,6 +143,7 @@ def memory(
             images=coder + size.coder.encoding * pixels + context,
             previews=held + adapter + drawn + context if drawn else 0.0,
             away=away,
+            gathered=gathered(plan, divided),
         )
 
 

@@ -57,14 +57,16 @@ def lines(plan: Plan, made: Estimate) -> Iterator[str]:
 
 
 def _between(plan: Plan, made: Estimate) -> Iterator[str]:
-    """What GPUs tell one another: one sum of the adapter's gradient, by a ring, whatever the batch is."""
-    gpus = plan.settings.train.gpus
-    if gpus > 1:
-        sent = 2 * (gpus - 1) / gpus * 4 * made.trained
-        yield from _line(
-            "between GPUs",
-            f"each has the whole base; an update sums {size(4 * made.trained)}, {size(sent)} sent by each",
-        )
+    """What GPUs tell one another: one sum of the adapter's gradient, by a ring, and a base that is sharded."""
+    gpus, chosen = plan.settings.train.gpus, made.chosen
+    if gpus == 1:
+        return
+    base = "each has the whole base"
+    if plan.settings.train.sharding == "sharded":
+        bytes_ = f"; {size(chosen.gathered)} come to each in a batch" if chosen else ""
+        base = f"each has 1/{gpus} of every block{bytes_}"
+    sent = 2 * (gpus - 1) / gpus * 4 * made.trained
+    yield from _line("between GPUs", f"{base}; an update sums {size(4 * made.trained)}, {size(sent)} sent by each")
 
 
 def _cards(plan: Plan, made: Estimate) -> str:

@@ -101,6 +101,11 @@ def travelling(away: float, rates: Rates) -> float:
     return 2 * away / COPY if rates.hides else 0.0
 
 
+def gathering(gathered: float, rates: Rates) -> float:
+    """Seconds that so many bytes take from the other GPUs of a host."""
+    return gathered / rates.link if rates.hides else 0.0
+
+
 def _products(size: Size, tokens: Tokens, plan: Plan, rates: Rates) -> Iterator[float]:
     """Seconds of matrix products, for each kind of layer at the rate of its width."""
     again, lora = again_share(plan, size), plan.settings.lora
@@ -132,8 +137,10 @@ def _restored(size: Size, again: float) -> float:
     return sum(one.weights * ((1 if one.sees != "once" else 0) + 1 + again) for one in size.linears)
 
 
-def drawing(plan: Plan, size: Size, rates: Rates, quantizer: Part | None, predictions: int) -> float:
-    """Seconds of all previews and of the sheet of strengths: so many forward passes a step."""
+def drawing(
+    plan: Plan, size: Size, rates: Rates, quantizer: Part | None, predictions: int, gathering: float = 0.0
+) -> float:
+    """Seconds of all previews and of the sheet of strengths: so many forward passes a step, each of which gathers."""
     settings, sampling = plan.settings, plan.settings.sampling
     rounds = _rounds(plan) + len(sampling.strengths)
     if not rounds or not sampling.prompts:
@@ -154,7 +161,7 @@ def drawing(plan: Plan, size: Size, rates: Rates, quantizer: Part | None, predic
         device += size.attention_flops(tokens) / speed.attention[0]
         host = size.running.kernels[0] * rates.kernel[0]
         step = (max(device, host) if rates.hides else device + host) * rates.slack
-        total += step * sampling.steps * predictions
+        total += max(step, gathering) * sampling.steps * predictions
     return total * rounds
 
 
