@@ -19,6 +19,15 @@ test_qwen = family_promises(FAMILIES["qwen"])
 test_sdxl = family_promises(FAMILIES["sdxl"])
 
 
+@pytest.mark.parametrize(
+    ("name", "variant", "seen"), [("qwen", "edit-2509", "up to 3"), ("flux", "kontext", "up to 1")]
+)
+def test_variants_with_references_are_taught_with_them(name, variant, seen):
+    (promise,) = [one for one in PROMISES if one.name.startswith("references")]
+    (kept,) = check_family(FAMILIES[name], variant, promises=[promise])
+    assert kept.note.startswith(seen)
+
+
 def test_schnell_draws_as_its_pipeline_is_called():
     (previews,) = [one for one in PROMISES if one.name.startswith("previews")]
     (kept,) = check_family(FAMILIES["flux"], "schnell", promises=[previews])

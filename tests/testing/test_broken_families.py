@@ -189,6 +189,92 @@ class HidesItsLayers(Hello):
         return denoiser
 
 
+class Edits(Hello):
+    """Takes references: each is laid over the latents, a little."""
+
+    variants: ClassVar = {"base": replace(Hello.variants["base"], references=2)}
+
+    def denoiser(self, plan, source):
+        denoiser = super().denoiser(plan, source)
+
+        def predict(noisy, t, batch):
+            seen = [torch.nn.functional.interpolate(one, noisy.shape[2:]) for one in self.looks_at(batch.references)]
+            return denoiser.predict(sum(seen, noisy) / (1 + len(seen)), t, batch)
+
+        return Part(denoiser, predict=predict)
+
+    def looks_at(self, references):
+        return references
+
+
+class SeesNoReference(Edits):
+    def looks_at(self, references):
+        return ()
+
+
+class SeesTheFirstReference(Edits):
+    def looks_at(self, references):
+        return references[:1]
+
+
+class SharesReferences(Edits):
+    """Every picture of a batch is given the mean of all references."""
+
+    def looks_at(self, references):
+        return [one.mean(0, keepdim=True).expand_as(one) for one in references]
+
+
+class ReadsNoReference(Edits):
+    """Its text encoder is said to look at references, and does not."""
+
+    variants: ClassVar = {"base": replace(Edits.variants["base"], text_reference_resolution=64)}
+
+
+class TeachesText(Hello):
+    """Its CLIP may be trained."""
+
+    trainable_text = ("text_encoder",)
+    text_targets = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+    def text_encoder(self, plan, source):
+        encoder = super().text_encoder(plan, source)
+        clip, encoder.module = encoder.module, torch.nn.Module()
+        encoder.module.text_encoder = clip
+        encoder.module.forward = clip.forward
+        return encoder
+
+    def exported_name(self, component, layer):
+        if component == "unet":
+            return super().exported_name(component, layer)
+        return f"{self.prefix}_{layer.removeprefix('text_model.')}".replace(".", "_")
+
+    prefix = "lora_te_text_model"
+
+
+class LearnsNoText(TeachesText):
+    def text_encoder(self, plan, source):
+        encoder = super().text_encoder(plan, source)
+        return Part(encoder, encode=torch.no_grad()(encoder.encode))
+
+
+class DriftsInText(TeachesText):
+    """The text encoder's own weights are changed a little at every caption."""
+
+    def text_encoder(self, plan, source):
+        encoder = super().text_encoder(plan, source)
+
+        def encode(captions, references=()):
+            with torch.no_grad():
+                encoder.module.text_encoder.final_layer_norm.bias.add_(1e-4)
+            return encoder.encode(captions, references)
+
+        return Part(encoder, encode=encode)
+
+
+class MisnamesText(TeachesText):
+    prefix = "lora_clip"
+
+
 class Counting(Hello):
     """Its answers grow with every prediction that this process has made."""
 
@@ -266,6 +352,13 @@ BROKEN = [
     ("modulation can be worked out ahead", MistakesItsModulation, "something else than condition says"),
     ("only adapter parameters train and the base stays", Drifting, "of the base changed, as ['conv_in.bias']"),
     ("only adapter parameters train and the base stays", Untargeted, "stray"),
+    ("references reach what is taught", SeesNoReference, "predict does not look at reference 1 of 1"),
+    ("references reach what is taught", SeesTheFirstReference, "predict does not look at reference 2 of 2"),
+    ("references reach what is taught", SharesReferences, "predicted otherwise beside another"),
+    ("references reach what is taught", ReadsNoReference, "the text encoder does not look at references"),
+    ("text encoders that may be trained are", LearnsNoText, "nothing of text_encoder learns"),
+    ("text encoders that may be trained are", DriftsInText, "of the text encoder's base changed, as"),
+    ("text encoders that may be trained are", MisnamesText, "does not give back what was trained"),
     ("the loss falls on the toy", LearnsNothing, "after 24 updates"),
     ("every quantizer that it admits", HidesItsLayers, "in int2, predictions differ by 0%"),
     ("checkpoint and resume are equal", Counting, "tensors differ"),
@@ -292,6 +385,21 @@ def test_a_broken_promise_is_told(promise, broken, said, toy, tmp_path):
 
 def test_every_promise_is_broken_by_some_family():
     assert {promise for promise, _, _ in BROKEN} == set(BY_NAME)
+
+
+@pytest.mark.parametrize(
+    ("promise", "family", "seen"),
+    [
+        ("references reach what is taught", Edits, "up to 2, not seen by the text encoder"),
+        ("references reach what is taught", Hello, "this variant takes none"),
+        ("text encoders that may be trained are", TeachesText, "text_encoder; diffusers 48/48 modules"),
+        ("text encoders that may be trained are", Hello, "none may be trained"),
+    ],
+)
+def test_what_a_family_declares_is_tried_and_kept(promise, family, seen, toy, tmp_path):
+    bench = Bench(family(), tmp_path)
+    bench.__dict__["toy"] = toy
+    assert BY_NAME[promise].keep(bench).startswith(seen)
 
 
 # -- what authors call -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.testing import of_facts, of_parts, of_training
+from lorakit.testing import of_facts, of_parts, of_references, of_training
 from lorakit.testing.bench import Bench
 from lorakit.testing.promise import Promise, PromiseError
 
@@ -51,6 +51,16 @@ PROMISES = (
         "only adapter parameters train and the base stays",
         "The file holds the adapter alone, so whatever else was learned is lost, and the file fits no other base.",
         of_training.only_the_adapter,
+    ),
+    Promise(
+        "references reach what is taught",
+        "An editing model is taught without looking at what it shall edit, and the file changes nothing there.",
+        of_references.references,
+    ),
+    Promise(
+        "text encoders that may be trained are",
+        "People wait for a run with text_encoder.train, and their file holds what no program loads, or nothing.",
+        of_training.trained_text,
     ),
     Promise("the loss falls on the toy", "Whatever people train will not be learned either.", of_training.loss),
     Promise(

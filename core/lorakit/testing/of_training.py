@@ -99,6 +99,30 @@ def only_the_adapter(bench: Bench) -> str:
     return f"{adapter.flat.numel()} parameters in {len(adapter.layers)} layers, {len(before)} tensors unchanged"
 
 
+def trained_text(bench: Bench) -> str:
+    """Text encoders that may be trained learn by their adapters alone, and the file brings them back."""
+    names = bench.family.trainable_text
+    if not names:
+        return "none may be trained"
+    plan = bench.plan(name="text", train={"updates": 2, "caption_dropout": 0}, text_encoder={"train": True})
+    lesson = Lesson(bench, plan)
+    assert lesson.material.encoder is not None, "the plan trains it"
+    module = lesson.material.encoder.module
+    before = {name: one.clone() for name, one in module.state_dict().items() if ".lora_" not in name}
+    lesson.teach()
+    changed = [name for name, one in module.state_dict().items() if not torch.equal(one, before.get(name, one))]
+    require(not changed, f"{len(changed)} tensors of the text encoder's base changed, as {changed[:1]}.")
+    for name in names:
+        inside = [one for one in module.get_submodule(name).modules() if isinstance(one, LoraLinear)]
+        require(inside, f"no layer of {name} has an adapter: text_targets name none of its layers.")
+        require(any(one.lora_B.any() for one in inside), f"nothing of {name} learns: encode lets no gradient through.")
+    last = list(bench.kit.train(plan))[-1]
+    assert isinstance(last, RunFinished)
+    taught, layers = _proven(last.proof)[0], len(lesson.model.adapter.layers)
+    require(taught == layers, f"{layers} layers were taught, and the proof reads '{last.proof}'.")
+    return f"{', '.join(names)}; {last.proof}"
+
+
 def loss(bench: Bench) -> str:
     """Training brings the loss down."""
     lesson = Lesson(bench, bench.plan(train={"updates": UPDATES, "caption_dropout": 0}, lora={"rank": 8}))
@@ -186,16 +210,22 @@ def _tensors(plan: Plan) -> dict[str, Tensor]:
     return safetensors.torch.load_file(plan.folder / f"{plan.settings.name}.safetensors")
 
 
+def _proven(text: str) -> tuple[int, int]:
+    """The layers that were taught and those that ComfyUI knows; all of the first were read back at their strength."""
+    proof = PROOF.search(text)
+    if proof is None:
+        raise PromiseError(f"the proof reads '{text}'.")
+    loaded, taught, scale, known = proof.groups()
+    require(loaded == taught and abs(float(scale) - 1) < 5e-3, f"the proof reads '{text}'.")
+    return int(taught), int(known)
+
+
 def export(bench: Bench) -> str:
     """The file is read back by the reference pipeline: every layer, at its trained strength."""
     plan = bench.plan(name="exported", train={"updates": 2})
     last = list(bench.kit.train(plan))[-1]
     assert isinstance(last, RunFinished)
-    proof = PROOF.search(last.proof)
-    if proof is None:
-        raise PromiseError(f"the proof reads '{last.proof}'.")
-    loaded, taught, scale, known = proof.groups()
-    require(loaded == taught and abs(float(scale) - 1) < 5e-3, f"the proof reads '{last.proof}'.")
+    taught, known = _proven(last.proof)
     whole = not bench.family.workflows or known == taught
     require(whole, f"it has ComfyUI workflows, and the proof reads '{last.proof}'.")
     require(any(one.any() for one in _tensors(plan).values()), "the file holds nothing but zeros.")
