@@ -60,11 +60,11 @@ def timesteps(scheduler: Part) -> Field:
     )
 
 
-def voices(request: Request, family: Family, pm: pluggy.PluginManager) -> list[Voice]:
+def voices(request: Request, family: Family, shelves: Shelves, pm: pluggy.PluginManager) -> list[Voice]:
     """Everything that plugins, the family and core say about a request's fields."""
     found: list[Voice] = []
     for hook in hooks.RULE_HOOKS:
-        for answer in call(pm, hook, request=request, family=family):
+        for answer in call(pm, hook, request=request, family=family, shelves=shelves):
             scope: Scope = "family" if answer.owner == f"family {family.name}" else "plugin"
             for rule in answer.value or ():
                 _check_rule(rule, hook, answer.owner)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lorakit.family import Family
     from lorakit.plan import Plan
     from lorakit.problem import Problem
-    from lorakit.registry import Registry
+    from lorakit.registry import Registry, Shelves
     from lorakit.request import Request
     from lorakit.rules import Rule
 
@@ -38,26 +38,27 @@ def register_commands(cli: click.Group) -> None:
     """Add commands to the click group, which is built anew for each Kit."""
 
 
-# -- rules: what is allowed, and what is wished for; `family` is that of the request, with its facts ----------------
+# -- rules: what is allowed, and what is wished for; `family` is that of the request, with its facts;
+# `shelves` hold what every plugin brought, by name: `shelves.quantizers`, `shelves.schedulers` ------------------------
 
 
 @hookspec
-def scheduler_rules(request: Request, family: Family) -> Iterable[Rule] | None:
+def scheduler_rules(request: Request, family: Family, shelves: Shelves) -> Iterable[Rule] | None:
     """Rules about `scheduler.name` and `scheduler.timesteps`."""
 
 
 @hookspec
-def quantization_rules(request: Request, family: Family) -> Iterable[Rule] | None:
+def quantization_rules(request: Request, family: Family, shelves: Shelves) -> Iterable[Rule] | None:
     """Rules about `quantization.name`."""
 
 
 @hookspec
-def text_encoder_rules(request: Request, family: Family) -> Iterable[Rule] | None:
+def text_encoder_rules(request: Request, family: Family, shelves: Shelves) -> Iterable[Rule] | None:
     """Rules about `text_encoder.train` and `text_encoder.template`."""
 
 
 @hookspec
-def sampling_rules(request: Request, family: Family) -> Iterable[Rule] | None:
+def sampling_rules(request: Request, family: Family, shelves: Shelves) -> Iterable[Rule] | None:
     """Rules about `sampling.guidance` and `sampling.steps`."""
 
 

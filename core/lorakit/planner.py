@@ -122,7 +122,7 @@ def _variant(draft: Draft, family: Family) -> Variant:
 
 
 def _settle_all(draft: Draft, shelves: Shelves, family: Family, variant: Variant, pm: pluggy.PluginManager) -> None:
-    said = voices(draft.request, family, pm)
+    said = voices(draft.request, family, shelves, pm)
     for field in fields(family, variant, shelves):
         _settle_one(draft, field, said)
     scheduler = shelves.schedulers[draft.table["scheduler"]["name"]]

@@ -47,6 +47,23 @@ def test_hook_register_commands():
     assert list(group.commands) == ["hello"]
 
 
+def test_rules_see_what_other_plugins_bring():
+    class Shop:
+        @hookimpl
+        def register(self, registry):
+            registry.quantizer(part("int5"))
+
+    class Thrifty:
+        @hookimpl
+        def quantization_rules(self, request, shelves):
+            held = sorted(shelves.quantizers)
+            yield only("quantization.name", "int5" if "int5" in held else "none", because="it is there")
+
+    asked = {"family": "fake"}
+    assert make_kit(thrifty=Thrifty(), shop=Shop()).plan(asked).settings.quantization.name == "int5"
+    assert make_kit(thrifty=Thrifty()).plan(asked).settings.quantization.name == "none"
+
+
 def test_a_command_brought_twice_names_both_plugins():
     class Greeter:
         @hookimpl

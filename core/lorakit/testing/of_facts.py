@@ -102,6 +102,7 @@ def _heard(bench: Bench, order: tuple[str, ...]) -> dict[str, tuple[object, ...]
     pm = manager(bench.kit.plugins, bench.family)
     found: dict[str, tuple[object, ...]] = {}
     for hook in order:
-        answers = (answer.value or () for answer in call(pm, hook, request=request, family=bench.family))
+        asked = {"request": request, "family": bench.family, "shelves": bench.kit.shelves}
+        answers = (answer.value or () for answer in call(pm, hook, **asked))
         found[hook] = tuple(sorted((rule for answer in answers for rule in answer), key=repr))
     return dict(sorted(found.items()))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+from collections.abc import Mapping
 
-from lorakit import Family, LorakitError
+from lorakit import Family, LorakitError, Part
 
-HELD = {"none": 2.0, "int8": 1.0, "int8-fast": 1.0, "int4": 0.52, "int2": 0.31}
-"""Bytes of a weight inside the blocks under each of core's quantizers, the finest first."""
+PLAIN = 2.0
+"""Bytes of a weight that is not quantized."""
 SHARE = 0.6
 """Share of the card that the base may take; pictures, the adapter and its gradients want the rest."""
 
@@ -38,11 +39,16 @@ def _measured() -> float | None:
         return None
 
 
-def taken(family: Family, variant: str | None) -> dict[str, float]:
-    """GB of the family's base under each quantizer; nothing where it does not tell its size."""
+def taken(family: Family, variant: str | None, quantizers: Mapping[str, Part]) -> dict[str, float]:
+    """GB of the family's base under each quantizer that tells its own, whoever brought it, the finest first.
+
+    Nothing where the family does not tell its size.
+    """
     about = family.variants.get(variant or family.default_variant)
     if about is None or about.size is None:
         return {}
     size = about.size({})  # as published
-    outside = 2.0 * (size.parameters - size.quantizable)
-    return {name: (outside + held * size.quantizable) / 1e9 for name, held in HELD.items()}
+    outside = PLAIN * (size.parameters - size.quantizable)
+    held = {name: PLAIN if name == "none" else part.held for name, part in quantizers.items()}
+    known = sorted(((name, bytes_) for name, bytes_ in held.items() if bytes_), key=lambda one: -one[1])
+    return {name: (outside + bytes_ * size.quantizable) / 1e9 for name, bytes_ in known}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import click
 
     from lorakit import Event, Family, Kit, Plan, Request, Rule
+    from lorakit.registry import Shelves
 
 
 class LowVram:
@@ -21,9 +22,9 @@ class LowVram:
         self._peaks: dict[str, int] = {}
 
     @hookimpl
-    def quantization_rules(self, request: Request, family: Family) -> Iterator[Rule]:
+    def quantization_rules(self, request: Request, family: Family, shelves: Shelves) -> Iterator[Rule]:
         """Only what fits, and by preference the finest of it."""
-        memory, taken = card.memory(), card.taken(family, request.settings.variant)
+        memory, taken = card.memory(), card.taken(family, request.settings.variant, shelves.quantizers)
         if memory is None or not taken:
             return
         large = [name for name, size in taken.items() if size > card.SHARE * memory]
@@ -48,7 +49,7 @@ class LowVram:
             if memory is None:
                 raise click.ClickException("no card is found; say LOWVRAM_GB=12")
             for name, family in kit.shelves.families.items():
-                for quantizer, size in card.taken(family, None).items():
+                for quantizer, size in card.taken(family, None, kit.shelves.quantizers).items():
                     verdict = "fits" if size <= card.SHARE * memory else "too large"
                     click.echo(f"{name:10} {quantizer:10} {size:6.1f} GB  {verdict}")
 

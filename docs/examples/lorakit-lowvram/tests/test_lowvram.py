@@ -3,7 +3,7 @@
 import pytest
 from lorakit_lowvram import PLUGIN, card
 
-from lorakit import Kit, LorakitError, cli
+from lorakit import Kit, LorakitError, Part, cli, hookimpl
 from lorakit.errors import RuleError
 from lorakit.events import RunFinished, UpdateFinished
 
@@ -25,6 +25,18 @@ def test_the_finest_that_fits(kit, monkeypatch, size, expected):
     choice = quantization(kit)
     assert choice.value == expected
     assert (choice.decided_by == "lowvram") == (expected != "none")
+
+
+def test_another_plugins_quantizer_is_weighed_too(kit, monkeypatch):
+    class Ours:
+        @hookimpl
+        def register(self, registry):
+            registry.quantizer(Part(name="int3", summary="ours", load="ours:Int3", held=0.4))
+
+    monkeypatch.setenv("LOWVRAM_GB", "2.8")
+    with_ours = Kit(discover=False, plugins={one.name: one.module for one in kit.plugins[1:]} | {"ours": Ours()})
+    assert quantization(kit).value == "int2"
+    assert quantization(with_ours).value == "int3"
 
 
 def test_what_does_not_fit_is_refused(kit, monkeypatch):
