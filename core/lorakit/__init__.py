@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lorakit.registry import Part, Registry
     from lorakit.request import Request
     from lorakit.rules import Rule, never, only, prefer
+    from lorakit.sections import Section
     from lorakit.trackers import Tracker
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Registry",
     "Request",
     "Rule",
+    "Section",
     "Tracker",
     "Variant",
     "__version__",
@@ -63,6 +65,7 @@ _HOMES = {
     "Registry": "registry",
     "Request": "request",
     "Rule": "rules",
+    "Section": "sections",
     "Tracker": "trackers",
     "Variant": "family",
     "hookimpl": "hooks",

@@ -92,7 +92,7 @@ def build(layers: Sequence[Layer]) -> Request:
     notes: list[str] = []
     for layer in (_translated(one, notes) for one in layers):
         notes.extend(layer.notes)
-        _check_keys(layer.table, Settings, layer.where)
+        check_keys(layer.table, Settings, layer.where)
         _forget_length(merged, layer.table, origins)
         _merge(merged, layer.table, origins, Origin(layer.by, layer.where))
     try:
@@ -107,11 +107,17 @@ def over(base: Layer, changes: Sequence[Layer], family: Family) -> Request:
     return build([base, *_recipe(changes, family), *changes])
 
 
-def schema() -> str:
-    """The JSON schema of a run's TOML, for editors."""
+def schema(plugins: Mapping[str, type[BaseModel]] | None = None) -> str:
+    """The JSON schema of a run's TOML, for editors, with the settings of these plugins."""
     table = Settings.model_json_schema()
     table["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     table["title"] = "lorakit run"
+    about = table["properties"]["plugin"]
+    about["properties"] = {}
+    for name, model in (plugins or {}).items():
+        one = model.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
+        table["$defs"] |= {f"{name}.{inner}": more for inner, more in one.pop("$defs", {}).items()}
+        about["properties"][name] = one
     return json.dumps(table, indent=1, sort_keys=True) + "\n"
 
 
@@ -206,7 +212,7 @@ def _forget_length(merged: Table, table: Mapping[str, Any], origins: dict[str, O
             origins.pop(f"train.{name}", None)
 
 
-def _check_keys(table: Mapping[str, Any], model: type[BaseModel], where: str, prefix: str = "") -> None:
+def check_keys(table: Mapping[str, Any], model: type[BaseModel], where: str, prefix: str = "") -> None:
     """Refuse unknown keys with the nearest known one, and a table where a value belongs or the reverse."""
     for key, value in table.items():
         path = f"{prefix}{key}"
@@ -232,7 +238,7 @@ def _check_keys(table: Mapping[str, Any], model: type[BaseModel], where: str, pr
             option = "Say --data DIR, or write" if key == "data" else "Write"
             raise ConfigError(f"'{path}' is written in the wrong form", where=where, fix=f"{option} {form} in a file.")
         for item in items:
-            _check_keys(item, inner, where, f"{path}.")
+            check_keys(item, inner, where, f"{path}.")
 
 
 def _inner(model: type[BaseModel], key: str) -> type[BaseModel] | None:
@@ -297,7 +303,7 @@ def explain(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigErro
         path = ".".join(part for part in location if not part.startswith(("function-", "constrained-", "literal[")))
         found.setdefault(path, []).append(one)
     path, refusals = next(iter(found.items()))
-    origin = _origin(path, origins)
+    origin = origin_of(path, origins)
     more = len(found) - 1
     given = refusals[0]["input"]
     shown = "" if isinstance(given, dict) else f", but is {given!r}"
@@ -310,7 +316,7 @@ def explain(error: ValidationError, origins: Mapping[str, Origin]) -> ConfigErro
     )
 
 
-def _origin(path: str, origins: Mapping[str, Origin]) -> Origin | None:
+def origin_of(path: str, origins: Mapping[str, Origin]) -> Origin | None:
     """The origin of `path` or of the nearest setting above or below it."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):

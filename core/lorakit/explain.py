@@ -21,6 +21,9 @@ def to_toml(plan: Plan) -> Iterator[str]:
     section = ""
     for name, choice in plan.choices.items():
         top, _, leaf = name.partition(".")
+        if top == "plugin":
+            top, _, leaf = leaf.partition(".")
+            top = f"plugin.{top}"
         if name == "data":
             yield from _data(choice)
             continue

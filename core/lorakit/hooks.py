@@ -30,7 +30,7 @@ hookimpl = pluggy.HookimplMarker("lorakit")
 
 @hookspec
 def register(registry: Registry) -> None:
-    """Add families, schedulers, quantizers, optimizers, importers, trackers or presets; no name twice."""
+    """Add families, schedulers, quantizers, optimizers, importers, trackers, presets or settings; no name twice."""
 
 
 @hookspec

@@ -21,6 +21,7 @@ from lorakit.fields import fields, timesteps, voices
 from lorakit.order import arithmetic, batches_per_epoch
 from lorakit.plan import DERIVED, Plan, agree
 from lorakit.planned import Planned, PlannedData, PlannedTrain
+from lorakit.plugin_settings import completed
 from lorakit.plugins import Plugin, call
 from lorakit.problem import Problem
 from lorakit.registry import Shelves
@@ -56,6 +57,7 @@ def decide(
 ) -> Plan:
     """The plan of a request; `pm` holds the plugins and the request's family, `card` tells of the GPU if asked."""
     family = shelves.families.find(request.settings.family, request.where("family"))
+    request = completed(request, shelves.settings)
     draft = Draft(request, request.settings.model_dump(), {})
     variant = _variant(draft, family)
     _settle_all(draft, shelves, family, variant, pm)
@@ -274,6 +276,8 @@ def _note_the_rest(draft: Draft) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):  # of a plugin's settings, which are as JSON has them
+        return tuple(map(_plain, value))
     return value.model_dump() if isinstance(value, BaseModel) else value
 
 

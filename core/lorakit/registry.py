@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any, Generic, TypeVar
 
 from lorakit.errors import ConfigError, PluginError
 from lorakit.family import Family
+from lorakit.sections import Section
 
 Item = TypeVar("Item")
+BARE = re.compile(r"[A-Za-z0-9_-]+")
+"""Names of tables that TOML and `--set` take without quotes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,8 @@ class Shelves:
     importers: Shelf[Part] = field(default_factory=lambda: Shelf("importer"))
     trackers: Shelf[Part] = field(default_factory=lambda: Shelf("tracker"))
     presets: Shelf[Path] = field(default_factory=lambda: Shelf("preset"))
+    settings: Shelf[type[Section]] = field(default_factory=lambda: Shelf("settings"))
+    """By the name of the plugin whose they are."""
 
 
 class Registry:
@@ -149,6 +155,19 @@ class Registry:
     def tracker(self, part: Part) -> None:
         """Add a place where runs are shown; `part.load` names what makes a `Tracker` of a folder and a plan."""
         self._shelves.trackers.add(part.name, part, self._owner)
+
+    def settings(self, model: type[Section]) -> None:
+        """Let runs say `[plugin.NAME]`, by this plugin's name, with the fields of `model`; each must have a default."""
+        fault = ""
+        if not BARE.fullmatch(self._owner):
+            fault = "a table cannot be called like it: letters, digits, _ and - only"
+        elif not (isinstance(model, type) and issubclass(model, Section)):
+            fault = "they are no subclass of lorakit.Section"
+        elif needed := [name for name, about in model.model_fields.items() if about.is_required()]:
+            fault = f"{', '.join(needed)} has no default, so no run could leave it unsaid"
+        if fault:
+            raise PluginError(f"the settings of the plugin '{self._owner}' cannot be used", why=fault)
+        self._shelves.settings.add(self._owner, model, self._owner)
 
     def presets(self, family: str, folder: Path) -> None:
         """Add every TOML file of `folder` as a preset `family/stem`."""

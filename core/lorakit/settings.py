@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from lorakit.outcomes import Sampling, Save, Validation
 from lorakit.sections import Name, Section, Target
@@ -323,3 +323,6 @@ class Settings(Section):
     sampling: Sampling = Sampling()
     validation: Validation = Validation()
     save: Save = Save()
+    plugin: dict[str, dict[str, JsonValue]] = Field(
+        {}, description="Settings of plugins, a table `[plugin.NAME]` for each; `lorakit schema` has what each knows."
+    )

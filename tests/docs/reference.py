@@ -81,6 +81,8 @@ def _kind(about: Mapping[str, Any]) -> str:
     if about["type"] == "array":
         return _array(about)
     if about["type"] == "object":
+        if "patternProperties" not in about:
+            return "a table for each plugin"
         (inner,) = about["patternProperties"].values()
         return f"table of {_kind(inner)}"
     kind = {"number": "number", "integer": "whole number", "boolean": "true or false", "string": "text"}[about["type"]]

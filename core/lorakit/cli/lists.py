@@ -50,11 +50,12 @@ def presets(kit: Kit, family: str | None, as_json: bool) -> None:
 
 
 @click.command()
-def schema() -> None:
+@click.pass_obj
+def schema(kit: Kit, /) -> None:
     """Print the JSON schema of a run's TOML, for editors."""
     from lorakit import config
 
-    click.echo(config.schema(), nl=False)
+    click.echo(config.schema(kit.shelves.settings), nl=False)
 
 
 def _first_comment(text: str) -> str:

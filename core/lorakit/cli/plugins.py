@@ -70,6 +70,7 @@ def _nouns(kit: Kit, owner: str) -> list[str]:
             shelves.importers,
             shelves.trackers,
             shelves.presets,
+            shelves.settings,
         )
         for name in shelf
         if shelf.owner(name) == owner

@@ -24,8 +24,13 @@ from lorakit.secret import redacted
 SAMPLING = ("recipe", "guidance", "steps", "shift")
 """Settings of previews with which the file is drawn as it was shown."""
 
-PLACES: Any = {"output": True, "data": {"__all__": {"folder", "list", "references"}}, "sampling": {"references"}}
-"""Settings that are paths of one machine, and nobody else's business."""
+PLACES: Any = {
+    "output": True,
+    "plugin": True,
+    "data": {"__all__": {"folder", "list", "references"}},
+    "sampling": {"references"},
+}
+"""Settings that are paths of one machine, or may be where a plugin says what they mean: nobody else's business."""
 
 
 def encode(plan: Plan, family: Family, adapter: Adapter, dataset: Dataset, update: int) -> bytes:
