@@ -78,7 +78,7 @@ def test_the_loss_is_the_training_loss_at_the_fixed_noise(make_plan, make_traine
             noise = torch.randn((16, 8, 8), generator=chance)
             drawn = draw(0, 0, (16, 8, 8))
             fixed = type(drawn)(noise, torch.tensor(level), 1.0, drawn.offset)
-            monkeypatch.setattr("lorakit.engine.loop.draw", lambda *_, fixed=fixed: fixed)
+            monkeypatch.setattr("lorakit.engine.preparing.draw", lambda *_, fixed=fixed: fixed)
             losses.append(float(trainer.loss(Turn((number,), 0, 0), samples).detach()))
         assert event.loss_by_level[place] == pytest.approx(sum(losses) / 2, rel=1e-6)
     assert event.loss == pytest.approx(sum(event.loss_by_level) / len(LEVELS), rel=1e-6)

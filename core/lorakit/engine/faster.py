@@ -82,7 +82,7 @@ class Faster:
     def _choose_attention(self, trainer: Trainer, samples: Samples) -> Iterator[Event]:
         """Time attention kernels on what the first batch asks of them."""
         settings = self._plan.settings
-        first = next(turns(self._dataset, settings.train, settings.seed))[0]
+        first = first_share(self._dataset, settings.train, settings.seed)
         file = self._context.cache.folder / "attention.json"
         forms = yield from self._within(trainer, lambda: attention.seen(lambda: trainer.pass_through(first, samples)))
 
@@ -97,7 +97,7 @@ class Faster:
         settings, began = self._plan.settings, time.perf_counter()
         forms: dict[object, Turn] = {}
         for batches in islice(turns(self._dataset, settings.train, settings.seed), AHEAD):
-            for turn in batches:
+            for turn in trainer.ranks.own(batches):
                 forms.setdefault(trainer.batches.form(turn, samples), turn)
         chosen = list(forms.values())[: compiling.FORMS]
         yield PhaseStarted(phase="compile", total=len(chosen))
