@@ -13,7 +13,7 @@ from lorakit.engine.loop import Trainer
 from lorakit.engine.modulation import Foreseen
 from lorakit.engine.objective import make_scheduler
 from lorakit.engine.parts import Batch, Text
-from lorakit.engine.preparing import Item
+from lorakit.engine.preparing import Batches, Item
 from lorakit.engine.preview import denoise
 from lorakit.errors import ConfigError
 from lorakit.events import RunFinished
@@ -117,24 +117,21 @@ def test_no_more_is_held_than_the_answers_of_a_few_passes(tmp_path, monkeypatch)
     train = {"updates": 6, "batch_size": 8, "accumulation": 3}
     sampling = {"every": 0, "strengths": [], "steps": 2}
     tables = {"train": train, "sampling": sampling, "save": {"every": 0}, "speed": {"modulation": "table"}}
-    passes, alive, most, inside = [], weakref.WeakSet(), [], []
-    foresee, prepared = Trainer.foresee, Trainer.prepared
+    passes, alive, most = [], weakref.WeakSet(), []
+    foresee, condition = Trainer.foresee, Batches.condition
 
     def counted(self, updates, samples):
         passes.append(sum(len(turn.samples) for turns in updates for turn in turns))
-        inside.append(True)
         foresee(self, updates, samples)
-        inside.clear()
 
     def watched(self, *given):
-        found = prepared(self, *given)
-        if inside:
-            alive.add(found.clean)
-            most.append(len(alive))
+        found = condition(self, *given)
+        alive.add(found[0])
+        most.append(len(alive))
         return found
 
     monkeypatch.setattr(Trainer, "foresee", counted)
-    monkeypatch.setattr(Trainer, "prepared", watched)
+    monkeypatch.setattr(Batches, "condition", watched)
     list(Kit().train(make_plan(tmp_path / "runs", pictures, **tables)))
     assert sum(passes) == 6 * 24
     assert max(passes) <= AHEAD
