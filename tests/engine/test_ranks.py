@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
+from lorakit.control import Control
 from lorakit.engine import checkpoint
+from lorakit.engine.crew import Crew
+from lorakit.errors import StallError
 from lorakit.events import PhaseStarted, PreviewDrawn, RunStopped, SheetDrawn, UpdateFinished, Validated
 from lorakit.history import events_of
 from tests.engine.several import SIX, SIX_BY_TWO, asked, codes, facts, off, read, state
@@ -144,6 +149,18 @@ def test_a_lost_process_is_noticed_where_nobody_watches(crew, place):
     assert "process 1 on" in told[0].err
     assert "was lost" in told[0].err
     assert checkpoint.newest(place / "runs" / "lost").update == 3
+
+
+def test_one_that_dies_before_its_second_is_over_is_noticed_too(monkeypatch):
+    monkeypatch.setattr("lorakit.engine.crew.SLICE", 0.01)
+    monkeypatch.setattr("lorakit.engine.crew.GONE", 0.1)
+    monkeypatch.setattr(Crew, "_beat", lambda self: None)  # dead at once
+    store = HashStore()
+    crews = [Crew(store, number, 2, torch.device("cpu"), 3.0, Control()) for number in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda one: one.told({"host": "here"}), crews))
+    with pytest.raises(StallError, match="process 1 on here was lost"):
+        crews[0].meet()
 
 
 def test_a_restart_goes_on_with_no_other_run(crew, place, whole):

@@ -162,8 +162,9 @@ class Crew(Ranks):
 
     def told(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """What every process says of itself, in order; the first thing that they say at all."""
-        threading.Thread(target=self._beat, daemon=True).start()
         with reached():
+            self._store.add(f"beat {self.number}", 1)  # so that one that dies at once is missed too
+            threading.Thread(target=self._beat, daemon=True).start()
             self._store.set(f"facts {self.number}", json.dumps(facts))
         return [json.loads(self._read(f"facts {number}")) for number in range(self.count)]
 
