@@ -24,6 +24,7 @@ def recover(tmp_path, *more):
     return run([str(one) for one in (*plain, "--rank", "2", "-o", tmp_path / "made.safetensors", *more)])
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_adapter_of_neutral_captions_as_json(capsys, tmp_path):
     assert recover(tmp_path, "--model", "toy", "--quantization", "int2", "--json") == 0

@@ -16,7 +16,11 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)],
+    ids=lambda one: one.name,
+)
 def test_stop_and_resume(tmp_path, number):
     command = [sys.executable, "-m", "lorakit", "train", "--family", "qwen", "--preset", "toy", "--json"]
     command += ["--data", str(PICTURES), "--trigger", "sks", "--name", "one", "--output", str(tmp_path)]

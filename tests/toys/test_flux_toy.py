@@ -118,6 +118,7 @@ def test_every_variant_is_a_pipeline_folder(tmp_path, variant):
     assert config["guidance_embeds"] == (variant != "schnell")
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_its_pictures_have_the_colours_of_their_captions(pipeline):
     scenes = shapes.plain_scenes()

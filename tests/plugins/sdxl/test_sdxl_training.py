@@ -93,6 +93,7 @@ def test_streamed_weights_equal_from_pretrained_bit_for_bit(plan_for, context_fo
     assert all(torch.equal(found[name], one) and found[name].dtype == one.dtype for name, one in wanted.items())
 
 
+@pytest.mark.thorough
 def test_a_quantized_base_is_taught_with_recomputation(kit, plan_for):
     """On every other quantized base without it, in tests/plugins/test_promises.py."""
     plan = plan_for(quantization={"name": "int4"}, train={"updates": 2, "gradient_checkpointing": True})
@@ -111,6 +112,7 @@ def test_recomputing_changes_no_gradient(plan_for, trained):
     torch.testing.assert_close(found[True], found[False], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_bf16_trains(kit, plan_for):
     plan = plan_for(train={"updates": 2, "precision": "bf16"}, save={"dtype": "fp16"}, scheduler={"min_snr_gamma": 5})
     assert isinstance(list(kit.train(plan))[-1], RunFinished)
@@ -164,6 +166,7 @@ def test_previews_are_drawn_with_the_trained_encoders(plan_for, trained, context
     torch.testing.assert_close(plain, before, rtol=0, atol=0.05)
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_to_the_same_file(kit, plan_for):
     """With two optimizer states, dropout of captions, and previews on the way."""
     options = {**TAUGHT, "sampling": {"every": 2, "steps": 2, "prompts": ["a star"], "width": 32, "height": 32}}
