@@ -55,7 +55,7 @@ def facts(sides: Sequence[Side], histories: Sequence[History]) -> dict[str, Any]
 
 
 def _run(side: Side, history: History) -> dict[str, Any]:
-    losses = smoothed([one.loss for one in history.updates])
+    losses = smoothed(history.updates.column("loss"))
     held = [one for one in history.validations if one.loss is not None]
     drift = next((one.drift for one in reversed(history.validations) if one.drift is not None), None)
     return {
@@ -69,7 +69,7 @@ def _run(side: Side, history: History) -> dict[str, Any]:
             ("drift", "not measured" if drift is None else f"{drift:.1%}"),
             ("proof", history.end.proof if history.end else "not finished"),
         ],
-        "loss": curve([one.update for one in history.updates], losses),
+        "loss": curve(history.updates.column("update"), losses),
         "held": _held(held),
         "counted": count(len(held), "measurement"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ from lorakit.events import (
     Validated,
 )
 from lorakit.plan import Plan
+from lorakit.update_table import UpdateTable
 
 Kind = TypeVar("Kind", bound=Event)
 
@@ -30,11 +32,14 @@ FACTS, STATE = "state.json", "state.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """A run as its folder tells it; an update that was done twice, before and after a stop, counts as it was last."""
+    """A run as its folder tells it; an update that was done twice, before and after a stop, counts as it was last.
+
+    `events` are all of them, oldest first, but for updates that another update follows at once.
+    """
 
     folder: Path
     plan: Plan
-    updates: tuple[UpdateFinished, ...]
+    updates: UpdateTable
     validations: tuple[Validated, ...]
     previews: tuple[PreviewDrawn, ...]
     sheet: Path | None = None
@@ -54,12 +59,12 @@ class History:
     @property
     def seconds_per_update(self) -> float | None:
         """The median."""
-        return median(one.seconds for one in self.updates) if self.updates else None
+        return median(self.updates.column("seconds")) if self.updates else None
 
     @property
     def memory(self) -> int:
         """The peak in bytes."""
-        return max((one.memory for one in self.updates), default=0)
+        return max(self.updates.column("memory"), default=0)
 
     def told(self, kind: type[Kind]) -> tuple[Kind, ...]:
         """The events of a kind, oldest first."""
@@ -101,24 +106,49 @@ def plan_of(folder: Path) -> Plan:
 
 def read(folder: Path) -> History:
     """The history of the run in `folder`; RunError where there is none, or none that can be read."""
-    plan = plan_of(folder)
-    try:
-        events = tuple(events_of(folder))
-    except OSError as error:
-        raise RunError(f"{folder / EVENTS} cannot be read", why=str(error), fix="Check its permissions.") from error
-    sheets = [event for event in events if isinstance(event, SheetDrawn)]
-    ends = [event for event in events if isinstance(event, RunFinished)]
-    found = History(
-        folder=folder,
-        plan=plan,
-        updates=tuple({one.update: one for one in events if isinstance(one, UpdateFinished)}.values()),
-        validations=tuple({one.update: one for one in events if isinstance(one, Validated)}.values()),
-        previews=tuple(event for event in events if isinstance(event, PreviewDrawn)),
-        end=ends[-1] if ends else None,
-        events=events,
-    )
-    sheet = found.place(sheets[-1].path) if sheets else None
-    return replace(found, sheet=sheet) if sheet and sheet.is_file() else found
+    return Reader(folder).read()
+
+
+class Reader:
+    """Reads the history of a run again and again while it is made: each time only what was written since."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._at = folder, 0
+        self._updates, self._events = UpdateTable(), list[Event]()
+        self._last: UpdateFinished | None = None
+
+    def read(self) -> History:
+        """The history as it stands now; RunError where there is none, or none that can be read."""
+        plan, file = plan_of(self._folder), self._folder / EVENTS
+        try:
+            self._go_on(file)
+        except OSError as error:
+            raise RunError(f"{file} cannot be read", why=str(error), fix="Check its permissions.") from error
+        events = (*self._events, *([self._last] if self._last else []))
+        sheets = [event for event in events if isinstance(event, SheetDrawn)]
+        ends = [event for event in events if isinstance(event, RunFinished)]
+        found = History(
+            folder=self._folder,
+            plan=plan,
+            updates=self._updates,
+            validations=tuple({one.update: one for one in events if isinstance(one, Validated)}.values()),
+            previews=tuple(event for event in events if isinstance(event, PreviewDrawn)),
+            end=ends[-1] if ends else None,
+            events=events,
+        )
+        sheet = found.place(sheets[-1].path) if sheets else None
+        return replace(found, sheet=sheet) if sheet and sheet.is_file() else found
+
+    def _go_on(self, file: Path) -> None:
+        for event, end in _told(file, self._at):
+            self._at = end
+            if isinstance(event, UpdateFinished):
+                with suppress(ValueError):  # it says that it is an update, and is none
+                    self._updates.add(event)
+                    self._last = event
+            else:
+                self._events += [*([self._last] if self._last else []), event]
+                self._last = None
 
 
 def smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:
@@ -132,11 +162,19 @@ def smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:
 
 def events_of(folder: Path) -> Iterator[Event]:
     """The events of a run folder, oldest first; lines cut short are left out, a newer form is a NewerError."""
-    if not (folder / EVENTS).is_file():
+    for event, _ in _told(folder / EVENTS, 0):
+        yield event
+
+
+def _told(path: Path, start: int) -> Iterator[tuple[Event, int]]:
+    """Each event of the file from there on, and where in the file it ends."""
+    if not path.is_file():
         return
-    with (folder / EVENTS).open(encoding="utf-8", errors="replace") as file:
+    with path.open("rb") as file:
+        file.seek(start)
         for line in file:
+            start += len(line)
             try:
-                yield Event.from_json(line)
+                yield Event.from_json(line.decode("utf-8", errors="replace")), start
             except (ValueError, KeyError, TypeError):
                 continue

@@ -44,5 +44,5 @@ def draw(seed: int, number: int, shape: tuple[int, ...]) -> Draw:
 def chance(seed: int, number: int) -> tuple[Tensor, float, torch.Generator]:
     """A pass's numbers for its level and for dropping its caption, and what its noise is drawn from next."""
     generator = torch.Generator().manual_seed(seed_of("pass", seed, number))
-    level, drop = torch.rand(2, generator=generator).clamp(NEAR, 1 - NEAR)
-    return level, float(drop), generator
+    numbers = torch.rand(2, generator=generator).clamp_(NEAR, 1 - NEAR)
+    return numbers[0], numbers[1].item(), generator

@@ -110,7 +110,7 @@ class Trainer:
             if following:
                 self.batches.fetch(following, samples)  # while the device is at work
         losses[:], self._drawn[:] = self.ranks.settled(self.adapter.grad, losses, self._drawn, turns)
-        norm = self.adapter.grad.norm()
+        norm = torch.linalg.vector_norm(self.adapter.grad)
         numbers = torch.cat([*losses, norm[None], *self._reach()])
         rate = learning_rate(self.plan.settings.optimizer, self.updates + 1, self.plan.settings.train.updates)
         unread = Unread(self.updates + 1, turns, tuple(self._drawn), rate, Arriving(numbers))

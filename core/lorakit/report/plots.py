@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lorakit.events import UpdateFinished, Validated
+from lorakit.events import Validated
 from lorakit.evidence import Likeness
 from lorakit.evidence.likeness import Mean
 from lorakit.history import History, smoothed
+from lorakit.update_table import UpdateTable
 
 POINTS = 600  # of a curve that are drawn
 ROWS = 40  # of a table beside it
@@ -49,14 +50,14 @@ def plots(history: History, mark: int | None, judged: Sequence[Likeness] = ()) -
             yield replace(plot, lines=lines)
 
 
-def _trained(updates: Sequence[UpdateFinished], mark: int | None) -> Iterator[Plot]:
+def _trained(updates: UpdateTable, mark: int | None) -> Iterator[Plot]:
     kept = _spread(len(updates), POINTS)
     at = [updates[place].update for place in kept]
 
     def values(of: Sequence[float]) -> list[Number]:
         return [_finite(of[place]) for place in kept]
 
-    losses = [one.loss for one in updates]
+    losses = updates.column("loss")
     soft = smoothed([loss for loss in losses if math.isfinite(loss)])
     whole = len(soft) == len(losses)
     yield Plot(
@@ -70,10 +71,10 @@ def _trained(updates: Sequence[UpdateFinished], mark: int | None) -> Iterator[Pl
             Line(name="smoothed", values=values(soft) if whole else []),
         ],
     )
-    rates, norms = [one.learning_rate for one in updates], [one.grad_norm for one in updates]
+    rates, norms = updates.column("learning_rate"), updates.column("grad_norm")
     yield Plot(name="rate", title="Learning rate", at=at, mark=mark, lines=[Line(name="rate", values=values(rates))])
     yield Plot(name="norm", title="Gradient norm", at=at, mark=mark, lines=[Line(name="norm", values=values(norms))])
-    seconds = [one.seconds for one in updates]
+    seconds = updates.column("seconds")
     yield Plot(
         name="speed",
         title="Time of an update",
@@ -82,7 +83,7 @@ def _trained(updates: Sequence[UpdateFinished], mark: int | None) -> Iterator[Pl
         unit="s",
         lines=[Line(name="seconds", values=values(seconds))],
     )
-    memory = [one.memory / 1e9 for one in updates]
+    memory = [one / 1e9 for one in updates.column("memory")]
     yield Plot(
         name="memory",
         title="Peak memory",

@@ -18,7 +18,7 @@ from lorakit.events import (
     Validated,
     Warned,
 )
-from lorakit.history import REPORT
+from lorakit.history import REPORT, Reader
 
 WITH_IT = (CheckpointSaved, CheckpointRemoved, Validated, PreviewDrawn, Alarm, Warned)
 """What belongs to a checkpoint and is told right after it."""
@@ -51,18 +51,17 @@ class _Writer:
     """Writes the report, and complains once."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._told = folder, False
+        self._history, self._file, self._told = Reader(folder), folder / REPORT, False
 
     def write(self) -> Iterator[Warned]:
-        from lorakit import history
         from lorakit.report.page import write
 
         try:
-            write(history.read(self._folder), self._folder / REPORT)
+            write(self._history.read(), self._file)
         except Exception as error:  # a page never stops training, whatever is wrong with it
             if not self._told:
                 self._told = True
-                yield Warned(message=f"the report {self._folder / REPORT} could not be written: {error}")
+                yield Warned(message=f"the report {self._file} could not be written: {error}")
 
 
 def _close(events: Iterator[Event]) -> None:
