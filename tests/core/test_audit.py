@@ -146,7 +146,7 @@ def test_a_gradient_is_too_smooth_to_tell(folder):
 
 
 def test_where_two_strips_meet_is_no_detail(tmp_path):
-    """Each quarter has upright stripes, black where those of the next are white: steps from row to row are all equal."""
+    """Each quarter has upright stripes, black where those of the next are white: within it, rows are equal."""
     row = bytes((0, 200)) * 512
     whole = Image.frombytes(
         "L", (1024, 1024), b"".join((row if part % 2 else row[1:] + row[:1]) * 256 for part in range(4))
