@@ -145,6 +145,26 @@ def test_a_gradient_is_too_smooth_to_tell(folder):
     assert found(folder) == {}
 
 
+def test_where_two_strips_meet_is_no_detail(tmp_path):
+    """Each quarter has upright stripes, black where those of the next are white: within it, rows are equal."""
+    row = bytes((0, 200)) * 512
+    whole = Image.frombytes(
+        "L", (1024, 1024), b"".join((row if part % 2 else row[1:] + row[:1]) * 256 for part in range(4))
+    )
+    whole.save(tmp_path / "a.png")
+    assert look(str(tmp_path / "a.png")).detail[0] == 0
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (130, 4000), (4000, 130), (700, 600), (16, 16), (127, 127), (15, 400)])
+def test_detail_is_measured_at_every_scale_that_has_room(tmp_path, size):
+    scene(1, size).save(tmp_path / "a.png")
+    seen = look(str(tmp_path / "a.png"))
+    assert not seen.problem
+    sides = [-(-min(size) // 2**octave) for octave in range(4)]
+    assert len(seen.detail) == sum(side >= 16 for side in sides)
+    assert all(one > 1 for one in seen.detail)
+
+
 # -- content -----------------------------------------------------------------------------------------------------
 
 

@@ -19,15 +19,17 @@ from lorakit.pictures import orientation, size_of
 if TYPE_CHECKING:
     from PIL import Image
 
-VERSION = 1  # of what is measured here; raised when it changes, so that pictures are looked at anew
+VERSION = 2  # of what is measured here; raised when it changes, so that pictures are looked at anew
 BASE = 1024  # pictures are measured at about this side, or at their own where that is smaller
 THUMB = 96  # side of the small picture from which hashes and colours are taken
 SPOTS = 4  # colours are kept for so many places a side
 GREY = 10  # most that red, green and blue differ in a picture without colour, of 255
 FLAT = 6  # most that a picture of one colour varies, of 255
-STRIPS = 4  # of a picture, in which detail is measured
-SQUARES = tuple((value - 128) ** 2 for value in range(256))
+SQUARES = tuple(value**2 for value in range(256))
 OCTAVES = 4  # scales at which detail is measured, each half of the one before
+SMALLEST = 16  # side below which detail is not measured
+STRIPS = 4  # of a picture, in which detail is measured
+WHOLE = 640 * 640  # pixels up to which a picture is measured whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,11 @@ def _shown(image: Image.Image, digest: str) -> Look:
         height=size.height,
         transparent=_see_through(image),
         grey=_without_colour(small),
-        flat=max(_highest(one) - _lowest(one) for one in small.split()) <= FLAT,
+        flat=all(highest - lowest <= FLAT for lowest, highest in _extremes(small)),
         hash=hashed,
         colours=colours,
         side=round(math.sqrt(base.width * base.height), 1),
-        detail=tuple(_detail(base.convert("L"))),
+        detail=tuple(_detail(base)),
     )
 
 
@@ -151,7 +153,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _see_through(image: Image.Image) -> bool:
-    return _has_alpha(image) and _lowest(image.convert("RGBA").getchannel("A")) < 255
+    return _has_alpha(image) and _extremes(image.convert("RGBA"))[3][0] < 255
 
 
 def _without_colour(small: Image.Image) -> bool:
@@ -159,15 +161,12 @@ def _without_colour(small: Image.Image) -> bool:
 
     red, green, blue = small.split()
     differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
-    return all(_highest(one) <= GREY for one in differences)
+    return all(_extremes(one)[0][1] <= GREY for one in differences)
 
 
-def _lowest(channel: Image.Image) -> int:
-    return next(value for value, number in enumerate(channel.histogram()) if number)
-
-
-def _highest(channel: Image.Image) -> int:
-    return max(value for value, number in enumerate(channel.histogram()) if number)
+def _extremes(image: Image.Image) -> list[tuple[int, int]]:
+    """The lowest and the highest value of each channel."""
+    return [channel.getextrema() for channel in image.split()]  # type: ignore[misc]
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -185,33 +184,47 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(turns[orientation]) if orientation in turns else image
 
 
-def _detail(grey: Image.Image) -> list[float]:
+def _detail(image: Image.Image) -> list[float]:
     """Root mean square of the second difference along x and y, at the picture's scale, at half of it, and so on.
 
     It is taken from evenly spaced strips, a third of the picture: the rest says the same at three times the cost.
     """
     found = []
-    for _ in range(OCTAVES):
-        if min(grey.size) < 16:
+    grey, parts = _strips(image)
+    for octave in range(OCTAVES):
+        if -(-min(image.size) >> octave) < SMALLEST:
             break
-        parts = max(1, min(STRIPS, grey.height // 16))
-        height = grey.height / parts
-        tops = [int(height * (part + 1 / 3)) for part in range(parts)]
-        strips = [grey.crop((0, top, grey.width, top + max(4, int(height / 3)))) for top in tops]
-        found.append(round(_spread([_step(_step(strip, 1, 0), 0, 1) for strip in strips]), 3))
+        found.append(round(_second_difference(grey, parts), 3))
         grey = grey.reduce(2)
     return found
 
 
-def _step(image: Image.Image, right: int, down: int) -> Image.Image:
-    """The difference of each pixel and its neighbour, about 128."""
+def _strips(image: Image.Image) -> tuple[Image.Image, int]:
+    """Strips in grey, one below the other, and how many; the whole picture where it is small or low.
+
+    Their height can be halved for every octave, so that a strip never shares a row with the next.
+    """
+    from PIL import Image
+
+    halved = 2 ** (OCTAVES - 1)
+    height = image.height // (3 * STRIPS) // halved * halved
+    if image.width * image.height <= WHOLE or height < 2 * halved:
+        return image.convert("L"), 1
+    joined = Image.new("L", (image.width, height * STRIPS))
+    for part in range(STRIPS):
+        top = round(image.height * (part + 0.5) / STRIPS - height / 2)
+        joined.paste(image.crop((0, top, image.width, top + height)).convert("L"), (0, height * part))
+    return joined, STRIPS
+
+
+def _second_difference(grey: Image.Image, parts: int) -> float:
+    """Root mean square of how much the step from a pixel to the next of its row differs from that of the row below."""
     from PIL import ImageChops
 
-    width, height = image.width - right, image.height - down
-    return ImageChops.subtract(image.crop((0, 0, width, height)), image.crop((right, down, *image.size)), 1, 128)
-
-
-def _spread(images: list[Image.Image]) -> float:
-    """Root mean square about 128, the mean of every difference but for a few pixels at the edges."""
-    squares = sum(sum(map(mul, SQUARES, image.histogram())) for image in images)
-    return math.sqrt(squares / sum(image.width * image.height for image in images))
+    width, height = grey.size
+    steps = ImageChops.subtract(grey, grey.crop((1, 0, width, height)), 1, 128)  # as large as the smaller of the two
+    steps = ImageChops.difference(steps, steps.crop((0, 1, width - 1, height)))
+    for part in range(1, parts):  # no difference where one strip meets the next
+        row = height // parts * part
+        steps.paste(0, (0, row - 1, width - 1, row))
+    return math.sqrt(sum(map(mul, SQUARES, steps.histogram())) / ((width - 1) * (height - parts)))
