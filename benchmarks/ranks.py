@@ -1,8 +1,9 @@
 """What processes say to one another in an update, how much slower it is than that of one, and whether it is the same.
 
 `python benchmarks/ranks.py [--equal]`: torchrun starts one, two and four processes on this machine's CPU, each with as
-many pictures at once, with a base that is whole in each and with one that is sharded. `--equal` compares them with one
-process that takes the same pictures, for each family.
+many pictures at once, with a base that is whole in each and with one that is sharded. `--equal` compares them, for each
+family, with one process that makes the same passes: their shares of each batch, one after another. Beside it stands how
+far that process is from one that passes each batch at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from statistics import median
 from typing import Any
 
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PLAIN = (
     "model.source=toy",
@@ -46,15 +49,15 @@ def pictures(folder: Path, sizes: tuple[tuple[int, int], ...]) -> None:
         (folder / f"{number:02}.txt").write_text(f"a thing, number {number}", encoding="utf-8")
 
 
-def start(count: int, folder: Path, name: str, family: str, *settings: str) -> dict[str, float]:
-    """What the first of so many processes counted in a run."""
+def start(count: int, folder: Path, name: str, family: str, *settings: str, shares: int = 1) -> dict[str, float]:
+    """What the first of so many processes counted in a run; `shares` are passed by each, one after another."""
     sets = [part for one in (*PLAIN, *settings) for part in ("--set", one)]
     asked = ["train", "--family", family, "--preset", "none", "--data", str(folder / "pictures"), "--trigger", "sks"]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), __file__, "--worker"]
     subprocess.run(
         [sys.executable, *command, *asked, "--output", str(folder / "runs"), "--name", name, *sets],
         check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SHARES": str(shares)},
         stdout=subprocess.DEVNULL,
     )
     return dict(json.loads((folder / "runs" / f"{name}.json").read_text()))
@@ -63,6 +66,7 @@ def start(count: int, folder: Path, name: str, family: str, *settings: str) -> d
 def work(arguments: list[str]) -> int:
     """A worker: lorakit, with torch's collectives counted."""
     import torch.distributed as dist
+    from tests.engine.shares import arrange
     from torch import Tensor
 
     from lorakit import launched
@@ -71,6 +75,8 @@ def work(arguments: list[str]) -> int:
     from lorakit.events import UpdateFinished
     from lorakit.history import events_of
 
+    if (shares := int(os.environ["SHARES"])) > 1:
+        arrange(shares)
     sums, gathers, own = list[int](), list[int](), dist.all_reduce
     used, brought, update = list[float](), list[int](), Trainer.start
 
@@ -129,19 +135,26 @@ def scaling(folder: Path) -> None:
 def equal(folder: Path) -> None:
     import safetensors.torch
 
-    def taught(count: int, name: str, family: str, *settings: str) -> Any:
+    def taught(count: int, name: str, family: str, *settings: str, shares: int = 1) -> Any:
         same = ("train.updates=50", "save.every=50", RATE, "train.caption_dropout=0.2")
-        start(count, folder, name, family, *same, f"train.batch_size={4 // count}", *settings)
+        start(count, folder, name, family, *same, f"train.batch_size={4 // count}", *settings, shares=shares)
         state = folder / "runs" / name / "checkpoints" / "update-000050" / "state.safetensors"
         return safetensors.torch.load_file(state)["adapter"]
 
+    def apart(one: Any, other: Any) -> str:
+        far, share = (one - other).abs().max(), (one - other).norm() / one.norm()
+        return f"largest difference {far:.2g}, distance over length {share:.2g}"
+
     pictures(folder / "pictures", SHAPES)
     for family in ("qwen", "flux", "sdxl"):
-        one = taught(1, f"{family}-1", family)
+        whole, same = taught(1, f"{family}-1", family), dict[int, Any]()
         for count, way in WAYS:
+            if count not in same:
+                same[count] = taught(1, f"{family}-1-{count}", family, shares=count)
+                print(f"{family}, one process, a batch at once and in {count}: {apart(whole, same[count])}", flush=True)
             some = taught(count, f"{family}-{count}-{way}", family, f"train.sharding={way}")
-            far, share = (one - some).abs().max(), (one - some).norm() / one.norm()
-            print(f"{family}, {count} processes, {way}: largest difference {far:.2g}, distance over length {share:.2g}")
+            told = f"{apart(same[count], some)}; from a batch at once {apart(whole, some)}"
+            print(f"{family}, {count} processes, {way}: from the same passes {told}", flush=True)
 
 
 if __name__ == "__main__":

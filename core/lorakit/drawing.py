@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorakit import history
+from lorakit import history, launched
 from lorakit.checks import NO_PICTURES, TOY
 from lorakit.config import Layer, Table
 from lorakit.errors import ConfigError, ModelError, RunError
@@ -74,7 +74,7 @@ def request(facts: Facts, asked: Sequence[Layer], *, run: Path | None = None) ->
         table = _without_variant(table)
     below = Layer(table, where) if own else _foreign(facts, family, asked)
     more = [Layer({"output": str(run.parent)}, where)] if run else []
-    return [below, *more, Layer(_needed(facts, family), str(facts.file)), *asked]
+    return [below, *more, *_whole(asked), Layer(_needed(facts, family), str(facts.file)), *asked]
 
 
 def checked(plan: Plan) -> Plan:
@@ -82,9 +82,23 @@ def checked(plan: Plan) -> Plan:
     wrong = [one.message for one in plan.errors if one.message != NO_PICTURES]
     if wrong:
         raise ConfigError(wrong[0])
+    if plan.settings.train.sharding == "sharded":
+        raise ConfigError(
+            "train.sharding = 'sharded' does not go with drawing",
+            where="train.sharding",
+            why="each process draws pictures of its own, with the whole base",
+            fix="Leave it out; speed.offload lets blocks wait in host memory.",
+        )
     if not plan.settings.sampling.prompts:
         raise ConfigError("nothing is to be drawn", why="no prompt is named", fix="Say --prompt.")
     return plan
+
+
+def _whole(asked: Sequence[Layer]) -> list[Layer]:
+    """That several processes hold the whole base each, whatever a plan of training would choose."""
+    said = [layer.table["train"]["gpus"] for layer in asked if "gpus" in layer.table.get("train", {})]
+    several = launched.count() or (said[-1] if said else 1)
+    return [] if several == 1 else [Layer({"train": {"sharding": "replicated"}}, "drawing")]
 
 
 def _certain(facts: Facts) -> Family:

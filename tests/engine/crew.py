@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tests.engine import hosts, shards
+from tests.engine import hosts, shards, shares
 
 DIE_WITH_PARENT = 1
 LIMIT = 100.0  # seconds, of which a task that goes well takes a tenth
@@ -226,6 +227,16 @@ def prepare(at: dict[str, Any], number: int) -> None:
         shards.hold_whole()
     elif at["do"] == "other torch":
         other_torch()
+    elif at["do"] == "pass the shares of":
+        shares.arrange(at["processes"])
+    elif at["do"] == "add in order":
+        shares.add_in_order()
+    elif at["do"] == "stop before all are here":
+        stop_before_all_are_here(number)
+    elif at["do"] == "note pictures":
+        pictures(lambda drawn: note(Path(at["into"]) / f"{number}.txt", drawn))
+    elif "picture" in at:
+        pictures(lambda drawn: happen(at["do"]) if drawn == at["picture"] else None)
     elif "gather" in at:
         shards.before(at["gather"], lambda: happen(at["do"]))
     else:
@@ -237,6 +248,40 @@ def other_torch() -> None:
 
     own = joining.versions()
     joining.versions = lambda: tuple((name, "1.0" if name == "torch" else one) for name, one in own)
+
+
+def stop_before_all_are_here(number: int) -> None:
+    """The first is asked to stop while it waits for the others, who come only then."""
+    from lorakit.engine import joining
+    from lorakit.engine.crew import Crew
+
+    own = joining._agree
+
+    def late(crew: Crew, *arguments: Any) -> None:
+        if number == 0:
+            happen("terminate")
+        while number and not crew._cause():
+            time.sleep(0.01)
+        own(crew, *arguments)
+
+    joining._agree = late
+
+
+def pictures(happening: Callable[[int], None]) -> None:
+    """Let something happen before this process draws a picture; it is told how many it has drawn then, and this one."""
+    from lorakit.engine.studio import Studio
+
+    own, calls = Studio.draw, count(1)
+
+    def drawn(self: Studio, *arguments: Any) -> Any:
+        happening(next(calls))
+        return own(self, *arguments)
+
+    Studio.draw = drawn  # type: ignore[method-assign]
+
+
+def note(file: Path, number: int) -> None:
+    file.write_text(str(number))
 
 
 def before_the_sum(at: dict[str, Any]) -> None:

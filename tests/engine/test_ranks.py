@@ -28,12 +28,17 @@ pytestmark = pytest.mark.slow
     [("qwen", 20), *(pytest.param(one, 2, marks=pytest.mark.thorough) for one in ("flux", "sdxl"))],
 )
 def test_two_processes_teach_what_one_does_with_the_same_batch(crew, place, family, updates):
-    """An epoch is 9 pictures of one shape and 2 of another: batches of 4, 4, 1 and 2 are shared as 2 and 2 or less."""
+    """An epoch is 9 pictures of one shape and 2 of another: batches of 4, 4, 1 and 2 are shared as 2 and 2 or less.
+
+    What one does that makes the same passes, two do to the bit. One that passes each batch at once rounds otherwise.
+    """
     settings = {"train__updates": updates, "save__every": updates, "train__caption_dropout": 0.2}
     one = crew.run(1, *asked(place, f"{family}-1", family, train__batch_size=4, **settings))
+    same = crew.run(1, *asked(place, f"{family}-1-2", family, train__batch_size=4, **settings), at=shares_of(2))
     two = crew.run(2, *asked(place, f"{family}-2", family, train__batch_size=2, **settings))
-    assert codes([*one, *two]) == [0, 0, 0], (one, two)
-    assert off(place, f"{family}-1", f"{family}-2") < 1e-5
+    assert codes([*one, *same, *two]) == [0, 0, 0, 0], (one, same, two)
+    assert torch.equal(*(state(place, f"{family}-{name}")["adapter"] for name in ("1-2", "2")))
+    assert 0 < off(place, f"{family}-1", f"{family}-2") < 1e-5
     first, second = (facts(place, f"{family}-{number}", UpdateFinished) for number in (1, 2))
     assert [event.passes for event in first] == [event.passes for event in second]
     assert [event.loss for event in first] == pytest.approx([event.loss for event in second], rel=1e-4)
@@ -41,14 +46,32 @@ def test_two_processes_teach_what_one_does_with_the_same_batch(crew, place, fami
 
 
 def test_accumulated_batches_and_a_process_without_a_share(crew, place):
-    """Four processes, batches of 4, of which the smallest holds one picture: three of them have nothing to pass."""
+    """Four processes, batches of 4, of which the smallest holds one picture: three of them have nothing to pass.
+
+    Their four gradients are added here in the order of the processes; torch adds parts of them in other orders.
+    """
     settings = {"train__updates": 3, "train__accumulation": 2, "save__every": 3, "train__ema": 0.5}
-    one = crew.run(1, *asked(place, "ema-1", train__batch_size=4, **settings))
-    four = crew.run(4, *asked(place, "ema-4", train__batch_size=1, **settings))
+    one = crew.run(1, *asked(place, "ema-1", train__batch_size=4, **settings), at=shares_of(4))
+    four = crew.run(4, *asked(place, "ema-4", train__batch_size=1, **settings), at={"do": "add in order"})
     assert codes([*one, *four]) == [0] * 5, (one, four)
-    assert off(place, "ema-1", "ema-4") < 1e-5
-    first, second = (state(place, name)["average"] for name in ("ema-1", "ema-4"))
-    assert torch.allclose(first, second, atol=1e-6)
+    for kept in ("adapter", "average"):
+        assert torch.equal(*(state(place, name)[kept] for name in ("ema-1", "ema-4")))
+    first, second = (facts(place, name, UpdateFinished) for name in ("ema-1", "ema-4"))
+    assert [event.loss for event in first] == [event.loss for event in second]
+
+
+@pytest.mark.thorough
+def test_how_torch_adds_four_gradients_is_all_that_is_left(crew, place):
+    settings = {"train__updates": 3, "save__every": 3}
+    one = crew.run(1, *asked(place, "added-1", train__batch_size=4, **settings), at=shares_of(4))
+    four = crew.run(4, *asked(place, "added-4", train__batch_size=1, **settings))
+    assert codes([*one, *four]) == [0] * 5, (one, four)
+    assert off(place, "added-1", "added-4") < 1e-7
+
+
+def shares_of(processes: int) -> dict[str, object]:
+    """Lets one process pass what so many would, one share after another."""
+    return {"do": "pass the shares of", "processes": processes}
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,8 @@ def test_a_sharded_base_teaches_what_a_whole_one_does(crew, place, tmp_path, fam
 
     whole = run(f"{name}-whole", alone)[0]
     parts = run(name, count, train__sharding="sharded")
-    assert off(place, f"{name}-whole", name) < 1e-5
+    rounding = 0 if alone == count else 1e-5  # the same passes give the same bits
+    assert off(place, f"{name}-whole", name) <= rounding
     assert sorted(parts) == list(range(count))
     assert [len(part) for part in parts.values()] == [6] * count
     for update in range(6):

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorakit import launched
 from lorakit.cli import options
 from lorakit.cli.quiet import shown
-from lorakit.cli.runs import read, readers_of, stopping
+from lorakit.cli.runs import launch, read, readers_of, stopping
 from lorakit.control import Control
+from lorakit.drawing import latest
 from lorakit.errors import ConfigError
 from lorakit.kit import Kit
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 STRONGEST = 4.0
 """Strengths beyond this, in both directions, draw noise."""
+
+gpus = click.option("--gpus", metavar="N", type=click.IntRange(min=1), help="GPUs that draw side by side, by torchrun.")
 
 
 @click.command()
@@ -40,6 +44,7 @@ STRONGEST = 4.0
 @click.option("--variant", metavar="VARIANT", help="Published model of the family.")
 @click.option("--source", "--base", metavar="MODEL", help="Hub repository, local model folder, or toy.")
 @click.option("--output", metavar="DIR", help="Folder of runs, in which encoded text is kept.")
+@gpus
 @click.option("--set", "-s", "sets", multiple=True, metavar="KEY=VALUE", help="Any other setting.")
 @click.option("--force", is_flag=True, help="Overwrite pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines, and nothing else.")
@@ -62,8 +67,10 @@ def sample(
     strong = number(strength, "--strength", least=-STRONGEST, most=STRONGEST)
     facts, plan = kit.drawing(file, asked(given), family=given["family"])
     places = _places(out, len(plan.settings.sampling.prompts), force)
+    if plan.settings.train.gpus > 1 and not launched.together():
+        return launch(plan.settings.train.gpus)
     control = Control()
-    if not as_json:
+    if not as_json and not launched.number():
         _introduce(plan, facts)
     with stopping(control, as_json):
         return read(kit.sample(plan, facts, strong, places, control), readers_of(as_json))
@@ -99,6 +106,7 @@ def _introduce(plan: Plan, facts: Facts) -> None:
     metavar="UPDATE",
     help="Default: all there are.",
 )
+@gpus
 @click.option("--size", metavar="WxH", help="Width and height in pixels, as 1024x1024, or one for both.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the noise; the next prompt has the next one.")
 @click.option("--steps", type=click.IntRange(2, 1000), help="Sampling steps.")
@@ -122,8 +130,11 @@ def grid(
     """
     strong = [number(one, "--strength", least=-STRONGEST, most=STRONGEST) for one in strengths]
     guided = [number(one, "--guidance", least=1, most=100) for one in guidances]
-    control = Control()
-    events = kit.grid(run, asked(given), checkpoints=checkpoints, strengths=strong, guidances=guided, control=control)
+    changes, control = asked(given), Control()
+    events = kit.grid(run, changes, checkpoints=checkpoints, strengths=strong, guidances=guided, control=control)
+    count = kit.drawing(latest(run), changes, run=run)[1].settings.train.gpus
+    if count > 1 and not launched.together():
+        return launch(count)
     with stopping(control, as_json):
         return read(events, readers_of(as_json))
 
@@ -153,7 +164,7 @@ def asked(given: dict[str, Any]) -> list[Layer]:
     if given.get("source"):
         found.append(Layer({"model": {"source": given["source"]}}, "--source"))
     found += [Layer({"sampling": table}, where) for where, table in sampling.items()]
-    return found + options.changes(given.get("sets", ()))
+    return found + options.changes(given.get("sets", ()), given.get("gpus"))
 
 
 def number(text: str, where: str, *, least: float, most: float) -> float:

@@ -1,4 +1,4 @@
-"""Why a run of several processes goes no further, as the others are told, and as a person is."""
+"""Why several processes go no further, as the others are told, and as a person is."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from lorakit.engine.phases import StopAsked
 from lorakit.errors import LorakitError, ProcessError, StallError
 
 GOES_ON = "`lorakit resume` goes on."
+"""What to do after something went wrong in a run; other work has words of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Who left the run first, on which host, and what they said."""
+    """Who left first, on which host, and what they said."""
 
     by: int
     host: str
@@ -27,7 +29,7 @@ class Cause:
     @staticmethod
     def of(number: int, error: BaseException | None, reason: str) -> Cause:
         """That of process `number`: an error, or the reason of a stop."""
-        stop = not isinstance(error, Exception)
+        stop = isinstance(error, StopAsked) or not isinstance(error, Exception)
         what = reason if stop else str(error) if isinstance(error, LorakitError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, LorakitError) else 1
         return Cause(number, socket.gethostname(), what or "stopped", stop, code)
@@ -35,31 +37,31 @@ class Cause:
 
 def echo(cause: Cause) -> ProcessError:
     """An error of another process, which the first one tells of."""
-    made = ProcessError(f"process {cause.by} on {cause.host} stopped the run: {cause.what}")
+    made = ProcessError(f"process {cause.by} on {cause.host} stopped all: {cause.what}")
     made.exit_code = cause.exit_code
     return made
 
 
-def lost(who: str, why: str) -> StallError:
-    """Somebody is gone."""
-    return StallError(f"{who} was lost", why=why, fix=f"It may have been killed, or its host gone; {GOES_ON}")
+def lost(who: str, why: str, goes_on: str) -> StallError:
+    """Somebody is gone; `goes_on` says what to do next."""
+    return StallError(f"{who} was lost", why=why, fix=f"It may have been killed, or its host gone; {goes_on}")
 
 
-def stalled(who: str, seconds: float) -> StallError:
+def stalled(who: str, seconds: float, goes_on: str) -> StallError:
     """Somebody is there, and nothing comes from it."""
     return StallError(
         f"{who} gave no sign of life for {seconds:g} s",
         why="train.timeout is how long the others wait",
-        fix=f"See what it waits for; {GOES_ON}",
+        fix=f"See what it waits for; {goes_on}",
     )
 
 
 @contextmanager
-def reached() -> Iterator[None]:
+def reached(goes_on: str) -> Iterator[None]:
     """What a failure of the store, where processes leave their notes, means: whoever holds it is gone."""
     try:
         yield
     except dist.DistError as error:
         raise StallError(
-            "the process that holds the run's connections was lost", why=str(error).splitlines()[0], fix=GOES_ON
+            "the process that holds the connections was lost", why=str(error).splitlines()[0], fix=goes_on
         ) from None

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lorakit import launched
 from lorakit.control import Control
-from lorakit.engine.causes import Cause, echo, lost, reached, stalled
+from lorakit.engine.causes import GOES_ON, Cause, echo, lost, reached, stalled
 from lorakit.engine.phases import StopAsked
 from lorakit.engine.ranks import Drawn, Ranks, Result, Thing
 from lorakit.errors import LorakitError, StallError
@@ -55,9 +55,10 @@ class Crew(Ranks):
         control: Control,
         *,
         lockstep: bool = False,
+        goes_on: str = GOES_ON,
     ) -> None:
         self.number, self.count, self.device, self.lockstep = number, count, device, lockstep
-        self._store, self._timeout, self._control = store, timeout, control
+        self._store, self._timeout, self._control, self._goes_on = store, timeout, control, goes_on
         self._group: dist.ProcessGroup | None = None  # of the devices, where they are GPUs
         self._looked = 0.0
         self._beats: dict[int, tuple[int, float]] = {}  # of those that this process looks after, and since when
@@ -140,12 +141,12 @@ class Crew(Ranks):
         """
         self._meetings += 1
         everybody = self._meetings * self.count
-        with reached():
+        with reached(self._goes_on):
             self._store.add("met", 1)
         try:
             self._patiently(lambda: self._store.add("met", 0) >= everybody)
         except BaseException:
-            with reached():
+            with reached(self._goes_on):
                 if self._store.add("met", -1) < everybody - 1:
                     raise
                 self._store.add("met", 1)
@@ -155,14 +156,14 @@ class Crew(Ranks):
         key = f"note {self._notes}"
         self._notes += 1
         if self.first:
-            with reached():
+            with reached(self._goes_on):
                 self._store.set(key, json.dumps(value))
             return value
         return json.loads(self._read(key))
 
     def told(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """What every process says of itself, in order; the first thing that they say at all."""
-        with reached():
+        with reached(self._goes_on):
             self._store.add(f"beat {self.number}", 1)  # so that one that dies at once is missed too
             threading.Thread(target=self._beat, daemon=True).start()
             self._store.set(f"facts {self.number}", json.dumps(facts))
@@ -179,13 +180,15 @@ class Crew(Ranks):
                 self.begin_pass()
                 made = make(some[self.number if mine else 0])
             if mine and not self.first:
-                with reached():
+                with reached(self._goes_on):
                     self._store.set(f"made {batch} {begin + self.number}", made)  # type: ignore[arg-type]  # bytes too
             if self.first:
                 yield some[0], made
                 for place, thing in enumerate(some[1:], begin + 1):
                     yield thing, self._read(f"made {batch} {place}")
                     self._store.delete_key(f"made {batch} {place}")
+        if things:
+            self.meet()  # whoever is done stays, for one that has gone is taken for lost
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
@@ -193,7 +196,7 @@ class Crew(Ranks):
         """Tell the others once a second that this process is alive; raises where one of them has left."""
         if self._control.stopping or time.monotonic() - self._looked >= SLICE:
             self._looked = time.monotonic()
-            with reached():
+            with reached(self._goes_on):
                 self._store.add("life", 1)
             self._look()
 
@@ -214,18 +217,18 @@ class Crew(Ranks):
         """Raise what ended the connection: somebody may have said why it left, and one that is lost is missed soon."""
         until = time.monotonic() + GONE + ANSWER
         self._patiently(lambda: time.monotonic() > until)
-        raise lost("a process of the run", why)
+        raise lost("one of the processes", why, self._goes_on)
 
     def _read(self, key: str) -> bytes:
         self._patiently(lambda: self._store.check([key]))
-        with reached():
+        with reached(self._goes_on):
             found: bytes = self._store.get(key)
         return found
 
     def _patiently(self, done: Callable[[], bool]) -> None:
         """Wait until something is done, as long as nobody leaves, is lost, or is silent for too long."""
         seen, since, looked, pause = -1, time.monotonic(), time.monotonic(), PAUSES[0]
-        with reached():
+        with reached(self._goes_on):
             while not done():
                 time.sleep(pause)
                 pause, now = min(2 * pause, PAUSES[1]), time.monotonic()
@@ -254,7 +257,8 @@ class Crew(Ranks):
             known, since = self._beats.get(other, (-1, now))
             self._beats[other] = (beat, since if beat == known else now)
             if beat and now - self._beats[other][1] > GONE:  # one that never came is waited for as a silent one is
-                raise lost(f"process {other} on {self._host(other)}", f"nothing came from it for {GONE:g} s")
+                why = f"nothing came from it for {GONE:g} s"
+                raise lost(f"process {other} on {self._host(other)}", why, self._goes_on)
 
     def _stalled(self) -> StallError:
         """Who does not answer while all others wait."""
@@ -264,7 +268,7 @@ class Crew(Ranks):
             time.sleep(PAUSES[1])
             silent = [one for one in silent if not self._store.check([f"waits {one}"])]
         told = ", ".join(f"{one} on {self._host(one)}" for one in silent) or "the connection"
-        return stalled(f"process {told}", self._timeout)
+        return stalled(f"process {told}", self._timeout, self._goes_on)
 
     def _host(self, number: int) -> str:
         key = f"facts {number}"
@@ -306,5 +310,5 @@ class Crew(Ranks):
             raise StopAsked
 
     def _cause(self) -> Cause | None:
-        with reached():
+        with reached(self._goes_on):
             return Cause(**json.loads(self._store.get("left"))) if self._store.check(["left"]) else None

@@ -1,26 +1,30 @@
-"""The grid of a run, drawn piece by piece with one model; what was drawn before is not drawn again."""
+"""The grid of a run, drawn piece by piece with one model in each process; what was drawn is not drawn again."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from lorakit import launched
 from lorakit.control import Control
 from lorakit.engine import lora_pairs, preview
 from lorakit.engine.cache import write_atomically
 from lorakit.engine.grid_sheet import sheet
 from lorakit.engine.int8_products import told
-from lorakit.engine.phases import Context, StopAsked
+from lorakit.engine.phases import Context, StopAsked, Work
+from lorakit.engine.ranks import Ranks
 from lorakit.engine.run_folder import alone
-from lorakit.engine.sample import context_of, within_memory
-from lorakit.engine.studio import opened
-from lorakit.errors import DataError
+from lorakit.engine.sample import together
+from lorakit.engine.studio import Studio, encoded, opened
+from lorakit.errors import DataError, RunError
 from lorakit.events import (
     DrawingStopped,
     Event,
@@ -36,23 +40,33 @@ from lorakit.lora_facts import Facts
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
 
+GOES_ON = "The same command goes on: what was drawn is kept."
+
 
 def draw(
     plan: Plan, shelves: Shelves, control: Control, run: Path, want: Wanted, facts: Mapping[int, Facts], note: str = ""
 ) -> Iterator[Event]:
     """Draw what is missing of the run's grid, and the sheet of all of it; `facts` are of the files by update."""
-    if note:
+    if note and not launched.number():
         yield Warned(message=note)
-    with alone(run):
-        context = context_of(plan, shelves, control)
-        found = pieces(plan, want, {update: _digest(file) for update, file in want.files.items()})
+    found = pieces(plan, want, {update: _digest(file) for update, file in want.files.items()})
+    try:
+        yield from together(plan, shelves, control, GOES_ON, lambda context: _drawn(context, run, want, found, facts))
+    except StopAsked:
+        if not launched.number():
+            drawn = len(found) - len(Grid(run, found).lacking())
+            yield DrawingStopped(drawn=drawn, total=len(found), reason=control.reason)
+
+
+def _drawn(
+    context: Context, run: Path, want: Wanted, found: Sequence[Piece], facts: Mapping[int, Facts]
+) -> Iterator[Event]:
+    """The same in one process; the first of several holds the run, writes, and lays the sheet out."""
+    with alone(run) if context.ranks.first else nullcontext():
         grid = Grid(run, found)
-        try:
-            with within_memory(plan):
-                yield from grid.missing(context, facts)
+        yield from grid.missing(context, facts)
+        if context.ranks.first:
             yield from grid.finish(want.strengths)
-        except StopAsked:
-            yield DrawingStopped(drawn=len(found) - len(grid.lacking()), total=len(found), reason=control.reason)
 
 
 class Grid:
@@ -69,30 +83,36 @@ class Grid:
         return [one for one in self.pieces if self._rows.get(one.row()["path"], {}).get("key") != one.key]
 
     def missing(self, context: Context, facts: Mapping[int, Facts]) -> Iterator[Event]:
-        """Draw them; the model is loaded only where there are any."""
-        lacking = self.lacking()
+        """Draw them, dealt out among the processes; the model is loaded only where there are any."""
+        lacking = self._named(context.ranks)
         for one in self.pieces:
             if one not in lacking:
                 yield self._drawn(one, kept=True)
-        studio = (yield from opened(context, facts[lacking[0].update])) if lacking else None
-        worn, began = lacking[0].update if lacking else 0, time.perf_counter()
+        artist = (yield from _ready(context, lacking, facts)) if lacking else None
+        began = time.perf_counter()
         yield PhaseStarted(phase="draw", total=len(lacking))
-        for done, one in enumerate(lacking):
-            context.check()
-            assert studio is not None
-            if one.update != worn:
-                studio.worn.put_on(lora_pairs.load(facts[one.update]))
-                worn = one.update
-            picture = studio.draw(one.number, one.strength, one.guidance)
-            preview.save(picture, self._place(one))
+        for done, (one, picture) in enumerate(context.ranks.made(lacking, partial(_painted, artist)), 1):
+            write_atomically(self._place(one), picture)
             self._rows[one.row()["path"]] = one.row()
             write_atomically(self.run / FOLDER / INDEX, listed(list(self._rows.values())))
             yield self._drawn(one)
-            yield from told(studio.base.products)
-            yield PhaseProgress(phase="draw", done=done + 1, note=one.prompt)
+            yield from told(artist.studio.base.products if artist else None)
+            yield PhaseProgress(phase="draw", done=done, note=one.prompt)
         kept = len(self.pieces) - len(lacking)
         note = f"{len(lacking)} drawn, {kept} kept"
         yield PhaseFinished(phase="draw", seconds=time.perf_counter() - began, note=note)
+
+    def _named(self, ranks: Ranks) -> list[Piece]:
+        """The pieces that are to be drawn, as the first process says, which holds the run."""
+        known = {one.name: one for one in self.pieces}
+        names = ranks.said([one.name for one in self.lacking()])
+        if strange := [name for name in names if name not in known]:
+            raise RunError(
+                f"process {ranks.number} does not know {strange[0]}, which process 0 wants drawn",
+                why=f"the files in {self.run} are others there",
+                fix="Let all hosts see the same run folder and references.",
+            )
+        return [known[name] for name in names]
 
     def finish(self, strengths: Sequence[float]) -> Iterator[Event]:
         """Lay everything out on one sheet."""
@@ -123,6 +143,37 @@ class Grid:
             update=piece.update,
             kept=kept,
         )
+
+
+@dataclass
+class _Artist:
+    """A studio, and whose weights are worn in it."""
+
+    studio: Studio
+    facts: Mapping[int, Facts]
+    worn: int
+
+    def draw(self, piece: Piece) -> bytes:
+        """The picture, as a PNG."""
+        self.studio.context.check()
+        if piece.update != self.worn:
+            self.studio.worn.put_on(lora_pairs.load(self.facts[piece.update]))
+            self.worn = piece.update
+        return preview.encoded(self.studio.draw(piece.number, piece.strength, piece.guidance))
+
+
+def _ready(context: Context, lacking: Sequence[Piece], facts: Mapping[int, Facts]) -> Work[_Artist | None]:
+    """Whoever draws this process' share of the pieces; nobody, and no model, where it has none."""
+    own = context.ranks.dealt(lacking)
+    update = own[0].update if own else lacking[0].update
+    pairs = lora_pairs.load(facts[update])
+    told_of = yield from encoded(context)  # by all of them together
+    return _Artist((yield from opened(context, told_of, pairs)), facts, update) if own else None
+
+
+def _painted(artist: _Artist | None, piece: Piece) -> bytes:
+    assert artist is not None
+    return artist.draw(piece)
 
 
 def _digest(file: Path) -> str:

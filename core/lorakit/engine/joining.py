@@ -17,7 +17,9 @@ from lorakit import launched
 from lorakit.config import leaves
 from lorakit.control import Control
 from lorakit.engine import memory
+from lorakit.engine.causes import GOES_ON
 from lorakit.engine.crew import Crew
+from lorakit.engine.phases import StopAsked
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.versions import versions
 from lorakit.errors import ConfigError, RunError, StallError
@@ -29,25 +31,29 @@ OWN = ("model.device",)
 
 
 @contextmanager
-def joined(plan: Plan, control: Control) -> Iterator[Ranks]:
+def joined(plan: Plan, control: Control, goes_on: str = GOES_ON) -> Iterator[Ranks]:
     """The processes that carry the plan out together, connected; this one alone where the plan takes one GPU.
 
-    An error is told to all others; the first that was told anywhere is the one that is raised everywhere.
+    An error is told to all others; the first that was told anywhere is the one that is raised everywhere. `goes_on`
+    says what to do after one. StopAsked where somebody asked to stop before all were connected.
     """
     if plan.settings.train.gpus != (launched.count() or 1):
         raise RunError(
             f"the plan is for {plan.settings.train.gpus} GPUs, and {launched.count() or 1} processes were started",
             where="train.gpus",
-            fix="Start as many with `lorakit train --gpus` or torchrun.",
+            fix="Start as many with --gpus or torchrun.",
         )
     if plan.settings.train.gpus == 1:
         yield ALONE
         return
-    crew = _met(plan, control)
+    crew = _met(plan, control, goes_on)
     try:
         _agree(crew, plan)
         crew.connect()
         yield crew
+    except StopAsked:
+        crew.leave(None, control.reason)
+        raise
     except Exception as error:
         crew.leave(error, "")
         raise crew.blamed(error) from error
@@ -60,21 +66,21 @@ def joined(plan: Plan, control: Control) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _met(plan: Plan, control: Control) -> Crew:
+def _met(plan: Plan, control: Control, goes_on: str) -> Crew:
     """This process among the others, which leave notes for one another and are not connected yet."""
     timeout = plan.settings.train.timeout or TIMEOUT
     try:
         store, number, count = next(iter(rendezvous("env://", timeout=timedelta(seconds=timeout))))
     except (dist.DistError, ValueError) as error:
         raise StallError(
-            "the processes of the run do not find one another",
+            "the processes do not find one another",
             why=str(error).splitlines()[0],
             fix="See MASTER_ADDR and MASTER_PORT, and that the network lets them through.",
         ) from None
     turn = store.add(f"lorakit {launched.restarts()} {number}", 1)  # of several runs of the same processes
     notes = PrefixStore(f"lorakit {launched.restarts()} {turn}", store)
     sharded = plan.settings.train.sharding == "sharded"
-    return Crew(notes, number, count, _device(plan), timeout, control, lockstep=sharded)
+    return Crew(notes, number, count, _device(plan), timeout, control, lockstep=sharded, goes_on=goes_on)
 
 
 def _device(plan: Plan) -> torch.device:

@@ -1,31 +1,38 @@
-"""Pictures drawn with one LoRA file."""
+"""Pictures drawn with one LoRA file, by one process or by several that share them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from lorakit import launched
 from lorakit.control import Control
-from lorakit.engine import memory, preview
-from lorakit.engine.cache import Cache
+from lorakit.engine import lora_pairs, memory, preview
+from lorakit.engine.cache import Cache, write_atomically
 from lorakit.engine.int8_products import told
+from lorakit.engine.joining import joined
 from lorakit.engine.phases import Context, StopAsked
+from lorakit.engine.ranks import Ranks
 from lorakit.engine.source import cache_folder, locate
-from lorakit.engine.studio import opened
+from lorakit.engine.studio import encoded, opened
 from lorakit.errors import TrainingError
 from lorakit.events import DrawingStopped, Event, PhaseFinished, PhaseProgress, PhaseStarted, PictureDrawn
 from lorakit.lora_facts import Facts
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
 
+AGAIN = "Start again."
 
-def context_of(plan: Plan, shelves: Shelves, control: Control) -> Context:
+
+def context_of(plan: Plan, shelves: Shelves, control: Control, ranks: Ranks) -> Context:
     """What drawing works with."""
     family = shelves.families.find(plan.settings.family, "the plan")
-    device = memory.device_for(plan.settings.model.device)
-    return Context(plan, family, shelves, locate(plan, family), Cache(cache_folder(plan)), device, control)
+    device = ranks.device or memory.device_for(plan.settings.model.device)
+    return Context(plan, family, shelves, locate(plan, family), Cache(cache_folder(plan)), device, control, ranks)
 
 
 @contextmanager
@@ -44,30 +51,59 @@ def within_memory(plan: Plan) -> Iterator[None]:
         ) from error
 
 
+def together(
+    plan: Plan, shelves: Shelves, control: Control, goes_on: str, work: Callable[[Context], Iterator[Event]]
+) -> Iterator[Event]:
+    """The events of work that all processes of the plan do; the first of them yields them, the others none.
+
+    Whatever goes wrong in one stops all, and `goes_on` says what to do then. StopAsked where one was asked to stop.
+    """
+    with joined(plan, control, goes_on) as ranks, within_memory(plan):
+        events = work(context_of(plan, shelves, control, ranks))
+        if ranks.first:
+            yield from events
+        else:
+            deque(events, maxlen=0)
+
+
 def sample(
     plan: Plan, shelves: Shelves, control: Control, facts: Facts, strength: float, places: Sequence[Path]
 ) -> Iterator[Event]:
     """Draw every prompt of the plan at this strength, into `places` in their order."""
-    settings, drawn = plan.settings.sampling, 0
-    context = context_of(plan, shelves, control)
+    drawn = list[Path]()
+    work = partial(_drawn, facts=facts, strength=strength, places=places, drawn=drawn)
     try:
-        with within_memory(plan):
-            studio = yield from opened(context, facts)
-            began = time.perf_counter()
-            yield PhaseStarted(phase="draw", total=len(places))
-            for number, path in enumerate(places):
-                context.check()
-                preview.save(studio.draw(number, strength, settings.guidance), path)
-                yield from told(studio.base.products)
-                drawn += 1
-                yield PictureDrawn(
-                    path=str(path),
-                    prompt=settings.prompts[number],
-                    strength=strength,
-                    guidance=settings.guidance,
-                    seed=settings.seed + number,
-                )
-                yield PhaseProgress(phase="draw", done=drawn, note=settings.prompts[number])
-            yield PhaseFinished(phase="draw", seconds=time.perf_counter() - began)
+        yield from together(plan, shelves, control, AGAIN, work)
     except StopAsked:
-        yield DrawingStopped(drawn=drawn, total=len(places), reason=control.reason)
+        if not launched.number():
+            yield DrawingStopped(drawn=len(drawn), total=len(places), reason=control.reason)
+
+
+def _drawn(
+    context: Context, facts: Facts, strength: float, places: Sequence[Path], drawn: list[Path]
+) -> Iterator[Event]:
+    """The same in one process; `drawn` is what lies there so far."""
+    settings, numbers, pairs = context.plan.settings.sampling, range(len(places)), lora_pairs.load(facts)
+    told_of = yield from encoded(context)
+    studio = (yield from opened(context, told_of, pairs)) if context.ranks.dealt(numbers) else None
+
+    def make(number: int) -> bytes:
+        assert studio is not None
+        context.check()
+        return preview.encoded(studio.draw(number, strength, settings.guidance))
+
+    began = time.perf_counter()
+    yield PhaseStarted(phase="draw", total=len(places))
+    for number, picture in context.ranks.made(numbers, make):
+        write_atomically(places[number], picture)
+        drawn.append(places[number])
+        yield from told(studio.base.products if studio else None)
+        yield PictureDrawn(
+            path=str(places[number]),
+            prompt=settings.prompts[number],
+            strength=strength,
+            guidance=settings.guidance,
+            seed=settings.seed + number,
+        )
+        yield PhaseProgress(phase="draw", done=len(drawn), note=settings.prompts[number])
+    yield PhaseFinished(phase="draw", seconds=time.perf_counter() - began)

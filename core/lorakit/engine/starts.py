@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lorakit import launched
 from lorakit.changes import refuse_changed
 from lorakit.channel import reachable
 from lorakit.control import Control
@@ -12,11 +13,12 @@ from lorakit.engine import checkpoint, run_folder
 from lorakit.engine.checkpoint import Newest
 from lorakit.engine.joining import joined
 from lorakit.engine.optimizers import learning_rate
+from lorakit.engine.phases import StopAsked
 from lorakit.engine.ranks import Ranks
 from lorakit.engine.run import Run
 from lorakit.engine.run_folder import alone, claim, discard, recorded, refuse_if_taken
 from lorakit.errors import LorakitError, RunError
-from lorakit.events import Event
+from lorakit.events import Event, RunStopped
 from lorakit.plan import Plan
 from lorakit.registry import Shelves
 from lorakit.words import count
@@ -27,11 +29,14 @@ def train(plan: Plan, shelves: Shelves, control: Control) -> Iterator[Event]:
 
     Of several processes the first yields the events; the others yield none.
     """
-    with joined(plan, control) as ranks:
-        if ranks.first:
-            yield from _begun(plan, shelves, control, ranks)
-        else:
-            _follow(plan, shelves, control, ranks)
+    try:
+        with joined(plan, control) as ranks:
+            if ranks.first:
+                yield from _begun(plan, shelves, control, ranks)
+            else:
+                _follow(plan, shelves, control, ranks)
+    except StopAsked:  # before there was a run to tell of it
+        yield from _not_begun(plan, control)
 
 
 def _follow(plan: Plan, shelves: Shelves, control: Control, ranks: Ranks) -> None:
@@ -65,11 +70,20 @@ def resume(
     `changed` are settings that the plan has anew, which is written down before anything else is done. Of several
     processes the first yields the events.
     """
-    with joined(plan, control) as ranks:
-        if ranks.first:
-            yield from _gone_on(folder, plan, shelves, control, ranks, changed)
-        else:
-            _follow(plan, shelves, control, ranks)
+    try:
+        with joined(plan, control) as ranks:
+            if ranks.first:
+                yield from _gone_on(folder, plan, shelves, control, ranks, changed)
+            else:
+                _follow(plan, shelves, control, ranks)
+    except StopAsked:
+        yield from _not_begun(plan, control, checkpoint.newest(folder).update)
+
+
+def _not_begun(plan: Plan, control: Control, update: int = 0) -> Iterator[Event]:
+    """What the first process tells where somebody asked to stop while the processes waited for one another."""
+    if not launched.number():
+        yield RunStopped(update=update, reason=control.reason, folder=str(plan.folder))
 
 
 def _gone_on(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 from torch import nn
 
 from lorakit.dataset import Dataset, Reference, previewed
-from lorakit.engine import lora_pairs
-from lorakit.engine.caching import Scene, TextStore, cache_images, cache_text, live, load_encoder
+from lorakit.engine.caching import LatentStore, Scene, TextStore, cache_images, cache_text, live, load_encoder
 from lorakit.engine.loading import Base, load_base
 from lorakit.engine.lora_pairs import Pairs
 from lorakit.engine.objective import make_scheduler
@@ -19,7 +18,6 @@ from lorakit.engine.phases import Context, Work, phase
 from lorakit.engine.preview import Painter, Subject
 from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.worn import Worn
-from lorakit.lora_facts import Facts
 
 
 @dataclass
@@ -52,35 +50,51 @@ class Studio:
             return painter.draw(number, self.context.device, self.context.source.dtype)
 
 
-def opened(context: Context, first: Facts) -> Work[Studio]:
-    """The studio of a plan, with the file `first` worn; every file that is worn later has the same layers."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What pictures are drawn of, ahead of the model; `texts` are None where the LoRA changes the text encoder."""
+
+    scheduler: Scheduler
+    scenes: Sequence[Scene]
+    texts: TextStore | None
+    latents: LatentStore
+    coder: ImageCoder
+
+
+def encoded(context: Context) -> Work[Encoded]:
+    """The plan's prompts and references, encoded by all processes together."""
     scheduler = make_scheduler(context)  # first, for a model of another objective is refused here
-    pairs = lora_pairs.load(first)
     sampling, sizing = context.plan.settings.sampling, context.family.planned_sizing(context.plan.settings)
     drawn = zip(sampling.prompts, sampling.references, strict=True)
     scenes = [Scene(prompt, previewed(paths, sizing)) for prompt, paths in drawn]
-    texts, encoder = None, None
+    texts = None
     if context.plan.settings.text_encoder.cache:
         texts = yield from cache_text(context, Dataset(), scenes)
     latents, coder = yield from cache_images(context, Dataset(), scenes)
     context.cache.files.save()
     assert coder is not None
+    return Encoded(scheduler, scenes, texts, latents, coder)
+
+
+def opened(context: Context, told: Encoded, pairs: Pairs) -> Work[Studio]:
+    """The studio of a plan, with a file's pairs worn; every file that is worn later has the same layers."""
     context.check()
-    if texts is None:
+    encoder = None
+    if told.texts is None:
         encoder = yield from _kept(context)
     base = yield from load_base(context)
     hosts = _hosts(context, base, encoder, pairs)
     worn = Worn(hosts, context.family, context.plan.settings.lora, pairs, context.device)
-    negative = sampling.negative
+    negative = context.plan.settings.sampling.negative
     subjects = [
         Subject(
-            _said(scene.prompt, scene.references, texts),
-            _said(negative, scene.references, texts),
-            tuple(latents[one.framed] for one in scene.references),
+            _said(scene.prompt, scene.references, told.texts),
+            _said(negative, scene.references, told.texts),
+            tuple(told.latents[one.framed] for one in scene.references),
         )
-        for scene in scenes
+        for scene in told.scenes
     ]
-    return Studio(context, base, coder, scheduler, subjects, encoder, worn)
+    return Studio(context, base, told.coder, told.scheduler, subjects, encoder, worn)
 
 
 def _said(caption: str, references: tuple[Reference, ...], texts: TextStore | None) -> Said:
