@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from lorakit.engine.watching import tensors
 
@@ -29,8 +29,9 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         for one in tensors((args, kwargs)):
             place = one.untyped_storage()._cdata
-            if func._schema.is_mutable and place not in self._made:
-                self._before.setdefault(place, (one, whole(one).clone()))
+            if func._schema.is_mutable and place not in self._made and place not in self._before:
+                with _disable_current_modes():
+                    self._before[place] = (one, whole(one).clone())
         answer = func(*args, **kwargs)
         self._made |= {one.untyped_storage()._cdata for one in tensors(answer)}
         self.calls.append((func, args, kwargs, answer))

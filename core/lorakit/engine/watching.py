@@ -9,10 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-TAGS = {
-    torch.Tag.data_dependent_output: "the host reads a value of a tensor",
-    torch.Tag.dynamic_output_shape: "the size of a tensor depends on values",
-}
 COLLECTIVE = ("c10d", "_c10d_functional")
 
 
@@ -46,10 +42,14 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return answer
 
     def _look(self, func: Any, args: Sequence[Any], told: Mapping[str, Any]) -> None:
-        for tag, why in TAGS.items():
-            if tag in func.tags:
-                self._note(func, why)
-        if torch.Tag.nondeterministic_seeded in func.tags and _chance(func, args, told):
+        names = [one.name for one in func._schema.arguments]
+        named = {**dict(zip(names, args, strict=False)), **told}
+        if torch.Tag.data_dependent_output in func.tags:
+            self._note(func, "the host reads a value of a tensor")
+        if _picks(named) if "indices" in named else torch.Tag.dynamic_output_shape in func.tags:
+            self._note(func, "the size of a tensor depends on values")
+        drops = named.get("dropout_p", 0.0) if "dropout_p" in names else 1.0  # attention draws nothing where it is 0
+        if torch.Tag.nondeterministic_seeded in func.tags and drops:
             self._note(func, "random numbers are drawn")
         if func.namespace in COLLECTIVE:
             self._note(func, "processes talk to one another")
@@ -65,11 +65,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.obstacles[f"{why} ({func})"] = None
 
 
-def _chance(func: Any, args: Sequence[Any], told: Mapping[str, Any]) -> bool:
-    """Whether an operation that may draw random numbers does: attention draws where its dropout is not 0."""
-    names = [one.name for one in func._schema.arguments]
-    named = {**dict(zip(names, args, strict=False)), **told}
-    return "dropout_p" not in names or bool(named.get("dropout_p", 0.0))
+def _picks(named: Mapping[str, Any]) -> bool:
+    """Whether an operation picks what is true, of which nobody knows how much it is, and not what has a number."""
+    return any(one.dtype in (torch.bool, torch.uint8) for one in tensors(named["indices"]))
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
