@@ -8,6 +8,7 @@ are added where all gradients lie, in the adapter's flat buffer.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -63,9 +64,10 @@ class Cuda:
 
     def capture(self, work: Work) -> tuple[Tensor, Callable[[], None]]:
         """As `Recorder` has it."""
-        graph = torch.cuda.CUDAGraph()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         held = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
-        with PROCESS.alone(), held:
+        gc.collect()  # what still holds tensors of earlier passes, and is only found by the collector
+        with PROCESS.alone(), torch.cuda.stream(here), held:  # back on this stream, whatever fails
             answer = work()
         return answer, graph.replay
 
