@@ -26,6 +26,7 @@ class Subject:
     width: int = 3584
     pooled: int = 0
     references: int = 0
+    side: int = 1024
 
 
 UNET = {
@@ -47,6 +48,7 @@ SUBJECTS = {
     "edit with 3 references": Subject("qwen", "edit-2509", tokens=670, references=3),
     "flux": Subject("flux", "dev", {"guidance_embeds": True}, tokens=512, width=4096, pooled=768),
     "sdxl": Subject("sdxl", "base", UNET, ("to_q", "to_k", "to_v", "to_out.0"), 77, 2048, 1280),
+    "qwen at 512": Subject("qwen", "image", side=512),
 }
 
 
@@ -101,7 +103,7 @@ def planned(subject: Subject, room: Path, settings: dict[str, Any], tiny: bool) 
     family.toy(folder, subject.variant)
     component = next(name for name in ("transformer", "unet") if (folder / name).is_dir())
     shapes_of(folder / component, subject, tiny)
-    side = 64 if tiny else 1024
+    side = 64 if tiny else subject.side
     pictures.mkdir()
     Image.new("RGB", (side, side), "teal").save(pictures / "0.png")
     cuda = torch.cuda.is_available()
@@ -159,7 +161,7 @@ def item(subject: Subject, tiny: bool, config: dict[str, Any], channels: int) ->
     from lorakit.engine.preparing import Item
 
     draws = torch.Generator().manual_seed(1)
-    side = 8 if tiny else 128
+    side = (64 if tiny else subject.side) // 8
     width = config.get("joint_attention_dim") or config.get("cross_attention_dim") if tiny else subject.width
     pooled = config.get("pooled_projection_dim") if tiny else subject.pooled
     if tiny and subject.pooled and not pooled:  # of an UNet, what its size conditioning leaves

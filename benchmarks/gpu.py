@@ -32,6 +32,8 @@ ROOM = Path(__file__).parent / "results"
 UPDATES, TINY_UPDATES = 12, 3
 SECONDS = 150  # for one case
 PLAIN = {"modulation": "layers", "adapter": "plain", "attention": "torch", "recompute": "all", "compile": "off"}
+KEPT = {"gradient_checkpointing": False}
+GRAPHS = {"speed": {"graphs": "on"}, "model": {"device": "auto"}}  # without CUDA, the run says that it captures nothing
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen, as diffusers' script": ("qwen", {"loop": "diffusers"}),
     "qwen, plain": ("qwen", {"speed": PLAIN}),
@@ -53,7 +55,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "edit": ("edit", {}),
     "edit with 3 references": ("edit with 3 references", {}),
     "flux": ("flux", {}),
-    "sdxl": ("sdxl", {}),
+    "sdxl": ("sdxl", {"train": KEPT}),
+    "sdxl, + CUDA graphs": ("sdxl", {"train": KEPT, **GRAPHS}),
+    "qwen at 512, int8-fast": ("qwen at 512", {"quantization": {"name": "int8-fast"}}),
+    "qwen at 512, int8-fast, + CUDA graphs": ("qwen at 512", {"quantization": {"name": "int8-fast"}, **GRAPHS}),
 }
 """What is measured: a subject, and settings over those that all share."""
 
@@ -111,6 +116,8 @@ def lorakit_updates(
             torch.save(model.adapter.grad.float().cpu(), gradient)
         if plan.settings.speed.products:
             about["products"] = model.products.name if model.products else "torch._int_mm"
+        if plan.settings.speed.graphs == "on":
+            about["graphs"] = str(trainer.graphs or "nothing is captured without CUDA")
         yield step.loss
 
 
@@ -188,7 +195,7 @@ def measured(name: str, tiny: bool, gradient: Path) -> dict[str, Any]:
     key, settings = CASES[name]
     subject, settings = SUBJECTS[key], dict(settings)
     loop = settings.pop("loop", "lorakit")
-    settings["train"] = {"updates": TINY_UPDATES if tiny else UPDATES}
+    settings["train"] = {**settings.get("train", {}), "updates": TINY_UPDATES if tiny else UPDATES}
     with tempfile.TemporaryDirectory() as room:
         kit, plan = planned(subject, Path(room), settings, tiny)
         found = kit.estimate(plan)
@@ -350,6 +357,8 @@ def line(found: dict[str, Any]) -> str:
         words.append(f"cosine {found['gradient cosine']:.4f}")
     if "products" in found:
         words.append(f"by {found['products']}")
+    if "graphs" in found:
+        words.append(found["graphs"])
     return ", ".join(words + ([] if found["finite"] else ["NOT FINITE"]))
 
 

@@ -22,7 +22,12 @@ SCHEDULERS = (
     ),
 )
 QUANTIZERS = (
-    Part(name="none", summary="keep the base in the training precision", load="lorakit.engine.quantizers:Keep"),
+    Part(
+        name="none",
+        summary="keep the base in the training precision",
+        load="lorakit.engine.quantizers:Keep",
+        captured=True,
+    ),
     Part(
         name="int8",
         summary="8-bit weights by bitsandbytes, half the memory of bf16",
@@ -30,6 +35,7 @@ QUANTIZERS = (
         requires=("bitsandbytes",),
         held=1.002,  # and a fp32 scale for each row
         restoring=7,  # int8 to bf16, and times its scale
+        captured=True,
     ),
     Part(
         name="int8-fast",
@@ -37,6 +43,7 @@ QUANTIZERS = (
         load="lorakit.engine.int8_fast:Int8Fast",
         held=1.002,  # and a fp32 scale for each row; estimates take its products for bf16 ones
         stays=True,  # its layers choose by the first batch how they multiply
+        captured=True,  # which is before anything is captured
         kernels=True,
     ),
     Part(

@@ -12,7 +12,7 @@ from lorakit.family import Family
 from lorakit.plan import DERIVED, Plan
 from lorakit.request import Request
 
-OPEN = ("train.updates", "train.epochs", "train.timeout", "train.sharding", "sampling.", "save.")
+OPEN = ("train.updates", "train.epochs", "train.timeout", "train.sharding", "speed.graphs", "sampling.", "save.")
 """Settings, and beginnings of settings, that may change; so may `train.gpus`, as long as all of them take as much."""
 
 PLACES = ("name", "output")

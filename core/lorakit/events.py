@@ -103,6 +103,15 @@ class UpdateFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassCaptured(Event):
+    """Passes of one form are replayed as a CUDA graph from now on, the number `graphs` of them; it took `seconds`."""
+
+    form: str
+    graphs: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class EstimateChecked(Event):
     """The first updates held against what was estimated: seconds of an update (their median), and the peak of memory.
 

@@ -72,6 +72,7 @@ class PlannedSpeed(Speed):
     products: Literal["triton", "torch"] | None = "torch"
     compile: Literal["auto", "blocks", "off"] = "off"
     recompute: Literal["all", "fit"] | int = "all"
+    graphs: Literal["on", "off"] = "off"
     losses: Literal["late", "at once"] = "at once"
 
 

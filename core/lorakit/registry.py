@@ -42,6 +42,8 @@ class Part:
     """Whether an optimizer leaves everything as it is where its `found_inf` is 1, as torch's fused ones do."""
     stays: bool = False
     """Whether a quantizer's layers must lie whole on the device from the start: they never wait, nor are sharded."""
+    captured: bool = False
+    """Whether a CUDA graph may hold a pass through a quantizer's layers: nothing in them waits for the host."""
     kernels: bool = False
     """Whether a quantizer's layers leave it to `speed.products` who multiplies."""
 

@@ -290,6 +290,11 @@ class Speed(Section):
         description="How many blocks recompute their activations, where train.gradient_checkpointing is on: `all`, so "
         "many, or `fit`, as few as free memory allows.",
     )
+    graphs: Literal["on", "off"] | None = Field(
+        None,
+        description="On CUDA, `on` captures passes as CUDA graphs, one for each form of batch, and replays them: the "
+        "host launches one thing where it launched thousands; `off` does not. Never run on a GPU yet.",
+    )
     losses: Literal["late", "at once"] | None = Field(
         None,
         description="When an update's loss and gradient norm are read: `late`, while the next update is under way, so "

@@ -40,10 +40,15 @@ def fill(
         obstacle = _no_kernels(table, compiled)
         because = obstacle or "one kernel multiplies, scales, adds the bias and casts"
         put("speed.products", "torch" if obstacle else "triton", "lorakit", because)
+    obstacle = _no_graphs(table, settings.speed.recompute, quantizer)
+    because = "CUDA graphs were never run on a GPU; they are for SDXL and small pictures, where the host is slow"
+    put("speed.graphs", "off", "lorakit", obstacle or because)
     if not settings.train.gradient_checkpointing:
         put("speed.recompute", "all", "lorakit", "of none: train.gradient_checkpointing is off")
     elif settings.speed.offload:
         put("speed.recompute", "all", "lorakit", "nothing of a block stays whose weights travel")
+    elif settings.speed.graphs == "on":
+        put("speed.recompute", "all", "lorakit", "a captured pass stays as it was captured")
     elif on_cpu or variant.size is None:
         because = "memory is shared with the system" if on_cpu else "the family does not tell what blocks keep"
         put("speed.recompute", "all", "lorakit", because)
@@ -56,6 +61,36 @@ def fill(
         put("speed.losses", "at once", "lorakit", because)
     else:
         put("speed.losses", "late", "lorakit", "the GPU need not wait for them; a bad update changes nothing")
+
+
+def _no_graphs(table: dict[str, Any], recompute: object, quantizer: Part) -> str:
+    """Why passes cannot be captured as CUDA graphs, if they cannot; the first reason of several."""
+    device, speed = table["model"]["device"], table["speed"]
+    obstacles = {
+        f"graphs are CUDA's, and model.device = '{device}'": device in ("cpu", "mps"),
+        "lora.dropout draws random numbers in every pass, and a graph has no seed of its own": table["lora"]["dropout"],
+        "text_encoder.train lets gradients flow out of the captured pass": table["text_encoder"]["train"],
+        "speed.offload has the weights of blocks lie elsewhere in every pass": speed["offload"],
+        "speed.compile was never tried together with it": speed["compile"] not in (None, "off"),
+        "speed.recompute = 'fit' changes how blocks compute, and a captured pass stays as it was": recompute == "fit",
+        "a sharded base is gathered anew in every pass": table["train"]["sharding"] == "sharded",
+        f"the layers of quantization.name = '{quantizer.name}' are not known to compute without the host": (
+            not quantizer.captured
+        ),
+    }
+    return next((why for why, holds in obstacles.items() if holds), "")
+
+
+def _graphs(table: dict[str, Any], quantizer: Part, request: Request) -> None:
+    """Refuse to capture passes that cannot be."""
+    obstacle = _no_graphs(table, request.settings.speed.recompute, quantizer)
+    if table["speed"]["graphs"] == "on" and obstacle:
+        raise ConfigError(
+            "speed.graphs = 'on' is not possible",
+            where=request.where("speed.graphs"),
+            why=obstacle,
+            fix="Leave speed.graphs out, or change that.",
+        )
 
 
 def _no_kernels(table: dict[str, Any], compiled: bool) -> str:
@@ -92,6 +127,7 @@ def refuse(
     _offload(table, quantizer, request)
     _faster(table, variant, request)
     _products(table, quantizer, request)
+    _graphs(table, quantizer, request)
 
 
 def no_table(table: dict[str, Any], family: Family) -> str:

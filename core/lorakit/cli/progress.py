@@ -19,6 +19,7 @@ from lorakit.events import (
     EstimateChecked,
     Event,
     LayerRecovered,
+    PassCaptured,
     PhaseFinished,
     PhaseProgress,
     PhaseStarted,
@@ -80,6 +81,8 @@ class Progress:
                 self._update(event)
             case PhaseFinished():
                 self._finish(event)
+            case PassCaptured():
+                self._say(f"  captured   {event.form}, as CUDA graph {event.graphs}, {duration(event.seconds)}")
             case EstimateChecked():
                 self._compare(event)
             case CheckpointSaved():

@@ -32,6 +32,7 @@ class Ddpm:
         self._settings, self._config = settings, config
         self.prediction = _prediction(settings.prediction, config)
         self.kept = alphas_cumprod(config)
+        self._there = self.kept  # on the device of what was asked last
 
     def level(self, u: Tensor, tokens: int) -> Tensor:
         """An index, each as likely as any other."""
@@ -59,7 +60,7 @@ class Ddpm:
         gamma = self._settings.min_snr_gamma
         if gamma is None:
             return torch.ones(len(t), device=t.device)
-        kept = self.kept.to(t.device)[t.long()]
+        kept = self._kept_at(t)
         snr = kept / (1 - kept)
         if self.prediction == "epsilon":
             return (gamma / snr).clamp(max=1.0)  # also where nothing of the picture is left
@@ -70,8 +71,14 @@ class Ddpm:
         return Euler(self.kept, self.prediction, self._config, steps)
 
     def _shares(self, t: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self.kept.to(latents.device)[t.long()]
+        kept = self._kept_at(t)
         return over(kept.sqrt(), latents), over((1 - kept).sqrt(), latents)
+
+    def _kept_at(self, t: Tensor) -> Tensor:
+        """How much of the picture's variance is left at indices t (B,); nothing waits for the device a second time."""
+        if self._there.device != t.device:
+            self._there = self.kept.to(t.device)
+        return self._there[t.long()]
 
 
 class Euler:

@@ -11,7 +11,7 @@ from itertools import islice
 import torch
 
 from lorakit.dataset import Dataset
-from lorakit.engine import attention, compiling, int8_products, memory
+from lorakit.engine import attention, compiling, graphs, int8_products, memory
 from lorakit.engine.loading import Model
 from lorakit.engine.loop import Trainer
 from lorakit.engine.measuring import device_name
@@ -47,6 +47,20 @@ class Faster:
             yield from self._choose_attention(trainer, samples)
         if compiling.wanted(self._plan.settings.speed.compile, self._device):
             yield from self._compile(trainer, samples)
+        if settings.speed.graphs == "on":
+            yield from self._capture(trainer)
+
+    def _capture(self, trainer: Trainer) -> Iterator[Event]:
+        """Have passes captured from the next update on, where they can be; why not, where that shows only here."""
+        recorder, obstacle = graphs.recorder_for(self._device), ""
+        if recorder is None:
+            obstacle = f"CUDA graphs are made on CUDA, and the device is {memory.describe(self._device)}"
+        elif trainer.drops:
+            obstacle = "layers of the model drop some of their inputs, and a graph has no seed of its own"
+        if obstacle or recorder is None:
+            yield Warned(message=f"speed.graphs = 'on' changes nothing here: {obstacle}")
+            return
+        trainer.graphs = graphs.Graphs(trainer.compute, recorder, self._device)
 
     def _calibrate(self, trainer: Trainer, samples: Samples) -> Iterator[Event]:
         """Let a quantizer that wants to see a batch see the run's first."""
@@ -134,9 +148,14 @@ class Faster:
         yield Warned(message=said)
         return work()
 
-    def after(self, done: UpdateFinished, batches: Sequence[Turn]) -> Iterator[Event]:
-        """What kernels that failed leave to torch; what the first updates say of memory, where the device counts it."""
+    def after(self, trainer: Trainer, done: UpdateFinished, batches: Sequence[Turn]) -> Iterator[Event]:
+        """What kernels that failed leave to torch, and which passes are captured.
+
+        What the first updates say of memory, where the device counts it.
+        """
         yield from int8_products.told(self._model.products)
+        if trainer.graphs is not None:
+            yield from trainer.graphs.news()
         if self._fit is None or self._device.type != "cuda":
             return
         kinds = [self._dataset.samples[turn.samples[0]].bucket for turn in batches]

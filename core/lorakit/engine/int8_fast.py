@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -143,8 +144,14 @@ def crest(rows: Tensor) -> float:
 
 def turn(rows: Tensor) -> Tensor:
     """Rows times a block-diagonal Hadamard matrix, which is orthogonal and symmetric: turning twice changes nothing."""
-    matrix = hadamard(TURNED).to(rows)
+    matrix = _turning(rows.dtype, rows.device)
     return (rows.reshape(-1, TURNED) @ matrix).reshape(rows.shape)
+
+
+@lru_cache(maxsize=16)
+def _turning(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The matrix that rows are turned by, made once for a device: bringing it over would wait for it in every pass."""
+    return hadamard(TURNED).to(device, dtype)
 
 
 def hadamard(size: int) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -17,10 +17,11 @@ from lorakit.alarms import Pass
 from lorakit.engine.adapter import Adapter
 from lorakit.engine.checkpoint import State
 from lorakit.engine.draws import seed_of
+from lorakit.engine.graphs import Graphs
 from lorakit.engine.modulation import Foresight, ModulationTable
 from lorakit.engine.optimizers import learning_rate
 from lorakit.engine.parts import Batch, Conditions, Denoiser, Text
-from lorakit.engine.preparing import Batches, Prepared, Samples
+from lorakit.engine.preparing import Batches, Given, Prepared, Samples
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.schedulers import Scheduler
 from lorakit.engine.sharing import RANDOM
@@ -66,6 +67,7 @@ class Trainer:
         self.average = adapter.flat.detach().clone() if plan.settings.train.ema else None
         self.describe: Callable[[int], str] = str  # a sample, in words, by its index
         self.ranks: Ranks = ALONE  # who else takes a share of every batch
+        self.graphs: Graphs | None = None  # what passes of training are captured as, where they are
         self.updates = 0
         self._saw = False
         self.stepping = False  # while weights change, and what is in memory is neither before nor after an update
@@ -79,7 +81,7 @@ class Trainer:
         self._unread: deque[Unread] = deque()
         self._steps: deque[Step] = deque()  # of which nobody was told
         modules = (module for host in adapter.hosts.values() for module in host.modules())
-        self._drops = adapter.dropout > 0 or any(isinstance(one, nn.Dropout) and one.p > 0 for one in modules)
+        self.drops = adapter.dropout > 0 or any(isinstance(one, nn.Dropout) and one.p > 0 for one in modules)
 
     def update(self, turns: Sequence[Turn], samples: Samples) -> Step:
         """One update over `turns`, each picture's loss counting the same however they are batched."""
@@ -99,13 +101,10 @@ class Trainer:
         for turn in self.ranks.own(turns):
             self.see(turn, samples)
             self.ranks.begin_pass()
-            with self._seeded("dropout", turn.first_pass, self._drops):
-                loss = self.loss(turn, samples)
-                if not turn.borrowed:
-                    losses.append(loss.detach())
-                mean = loss.sum() * 0 if turn.borrowed else loss.sum() / pictures
-                del loss  # so that its graph goes with the backward pass
-                mean.backward()  # type: ignore[no-untyped-call]
+            with self._seeded("dropout", turn.first_pass, self.drops):
+                passed = self._passed(turn, samples, 0.0 if turn.borrowed else 1 / pictures)
+            if not turn.borrowed:
+                losses.append(passed)
             following = self._coming.get(turn.first_pass)
             if following:
                 self.batches.fetch(following, samples)  # while the device is at work
@@ -123,6 +122,23 @@ class Trainer:
             self._steps.append(step)
         else:
             self._unread.append(unread)
+
+    def _passed(self, turn: Turn, samples: Samples, share: float) -> Tensor:
+        """The loss of each picture of a batch, (B,), of whose gradients so much is added to the adapter's."""
+        if self.graphs is not None:
+            shown = self._shown(turn, samples)
+            factors, answers = torch.full(shown.t.shape, share, device=self.device), self._foresight.of(turn.first_pass)
+            return self.graphs.passed(replace(self._given(shown), share=factors, answers=answers))
+        loss = self.loss(turn, samples)
+        loss.backward(torch.full_like(loss, share))  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def compute(self, given: Given) -> Tensor:
+        """A pass forward and backward: the loss of each picture, (B,)."""
+        with self._foresight.answering(given.answers):
+            loss = self._error(given)
+            loss.backward(given.share)  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _step(self, norm: Tensor, rate: float) -> None:
         """Shorten the gradient, if it is too long, and move the weights."""
@@ -205,7 +221,7 @@ class Trainer:
         self._saw = True
         self.adapter.train()
         self.ranks.begin_pass()
-        with self._seeded("dropout", turn.first_pass, self._drops):
+        with self._seeded("dropout", turn.first_pass, self.drops):
             self.loss(turn, samples)
         self._drawn.clear()
         self.adapter.train()
@@ -214,7 +230,7 @@ class Trainer:
         """A batch forward and backward that leaves nothing behind, in the mode of training."""
         self.adapter.train()
         self.ranks.begin_pass()
-        with self._seeded("dropout", turn.first_pass, self._drops):
+        with self._seeded("dropout", turn.first_pass, self.drops):
             self.loss(turn, samples).sum().backward()  # type: ignore[no-untyped-call]
         self.adapter.grad.zero_()
         self._drawn.clear()
@@ -222,16 +238,28 @@ class Trainer:
     def loss(self, turn: Turn, samples: Samples) -> Tensor:
         """The weighted squared error of each picture of a batch, (B,), in fp32."""
         with self._foresight.at(turn.first_pass):
-            shown = self.batches.of(turn, samples)
-            self._drawn += () if turn.borrowed else shown.drawn
-            return self.score(shown)
+            return self.score(self._shown(turn, samples))
+
+    def _shown(self, turn: Turn, samples: Samples) -> Prepared:
+        """A batch at its draws, which are noted."""
+        shown = self.batches.of(turn, samples)
+        self._drawn += () if turn.borrowed else shown.drawn
+        return shown
 
     def score(self, shown: Prepared) -> Tensor:
         """The weighted squared error of each picture of a batch that is prepared, (B,), in fp32."""
+        return self._error(self._given(shown))
+
+    def _given(self, shown: Prepared) -> Given:
+        """What the objective makes of a batch, so that nothing of it is in a pass that is captured."""
         noisy = self.scheduler.mix(shown.clean, shown.noise, shown.t).to(self.dtype)
-        answer = self.denoiser.predict(noisy, shown.t, shown.about)
-        error = (answer.float() - self.scheduler.target(shown.clean, shown.noise, shown.t)) ** 2
-        return error.flatten(1).mean(1) * self.scheduler.weight(shown.t)
+        target = self.scheduler.target(shown.clean, shown.noise, shown.t)
+        return Given(noisy, shown.t, shown.about, target, self.scheduler.weight(shown.t))
+
+    def _error(self, given: Given) -> Tensor:
+        answer = self.denoiser.predict(given.noisy, given.t, given.about)
+        error = (answer.float() - given.target) ** 2
+        return error.flatten(1).mean(1) * given.weight
 
     @contextmanager
     def _seeded(self, what: str, number: int, needed: bool = True) -> Iterator[None]:

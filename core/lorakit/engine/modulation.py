@@ -89,12 +89,21 @@ class Foresight(Generic[Key]):
     def __init__(self, layers: Sequence[Foreseen], answers: Mapping[Key, Sequence[Tensor]]) -> None:
         self._layers, self._answers = layers, answers
 
+    def of(self, key: Key) -> tuple[Tensor, ...]:
+        """What the layers answer in the pass called `key`, one after another; nothing where it was not foreseen."""
+        return tuple(self._answers.get(key, ()))
+
     @contextmanager
     def at(self, key: Key) -> Iterator[None]:
         """For a while, the layers answer for the pass called `key`, where it was foreseen."""
-        known = self._answers.get(key)
+        with self.answering(self.of(key)):
+            yield
+
+    @contextmanager
+    def answering(self, answers: Sequence[Tensor]) -> Iterator[None]:
+        """For a while, the layers give these answers, one each, where there are any."""
         try:
-            for layer, answer in zip(self._layers, known or (), strict=known is not None):
+            for layer, answer in zip(self._layers, answers, strict=bool(answers)):
                 layer.answer = answer
             yield
         finally:

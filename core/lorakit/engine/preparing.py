@@ -16,6 +16,7 @@ from lorakit.engine.unread import onto
 from lorakit.errors import DataError
 from lorakit.order import Turn
 from lorakit.planned import Planned
+from lorakit.words import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,31 @@ class Prepared:
     t: Tensor
     about: Batch
     drawn: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """All that a pass is computed from: noisy latents (B, C, H, W), noise levels (B,), what else the model is told.
+
+    `target` is what it should predict, `weight` (B,) how much each loss counts, and `share` (B,) what the gradient of
+    each is multiplied with. `answers` are those of its modulation layers, where they were worked out ahead.
+    """
+
+    noisy: Tensor
+    t: Tensor
+    about: Batch
+    target: Tensor
+    weight: Tensor
+    share: Tensor | None = None
+    answers: tuple[Tensor, ...] = ()
+
+    def __str__(self) -> str:
+        number, *shape = self.noisy.shape
+        length = self.about.text.hidden.shape[1]
+        told = f"{count(number, 'picture')} of {shape[-1]} x {shape[-2]} latents, {length} tokens"
+        masked = "" if min(self.about.text.lengths) == length else " at most"
+        references = len(self.about.references)
+        return f"{told} of text{masked}" + (f", {count(references, 'reference')}" if references else "")
 
 
 class Batches:

@@ -202,7 +202,8 @@ class Run:
             yield from self.faster.start(trainer, batches, material.item)
             yield from self._told(trainer, lag=0 if self._is_due(trainer.updates) else 1)
         seconds = time.perf_counter() - began
-        note = f"{trainer.updates} updates{self.validator.share(seconds)}"
+        graphs = f"; {trainer.graphs}" if trainer.graphs else ""
+        note = f"{trainer.updates} updates{self.validator.share(seconds)}{graphs}"
         yield PhaseFinished(phase="train", seconds=seconds, note=note)
 
     def _told(self, trainer: Trainer, lag: int = 0) -> Iterator[Event]:
@@ -222,7 +223,7 @@ class Run:
             )
             yield done
             yield from self.checking.after(done)
-            yield from self.faster.after(done, batches)
+            yield from self.faster.after(trainer, done, batches)
             spilled = memory.spilled(self.device) if self.watch.looks_at_memory(done.update) else 0
             yield from self.watch.after(done, step.passes, step.reach, spilled)
             if step.update == trainer.updates:  # else the next is under way, and nothing is due

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lorakit.engine.unread import onto
 from lorakit.family import FlowShift
 from lorakit.planned import PlannedScheduler
 
@@ -144,7 +145,7 @@ _BELL = (0.447, 0.582, 0.715, 0.925, 1.355, 1.5227, 1.507, 0.906)
 
 
 def _bell(t: Tensor) -> Tensor:
-    at, value = torch.tensor(_BELL_AT, device=t.device), torch.tensor(_BELL, device=t.device)
+    at, value = onto(torch.tensor(_BELL_AT), t.device), onto(torch.tensor(_BELL), t.device)
     right = torch.searchsorted(at, t.float()).clamp(1, len(_BELL_AT) - 1)
     share = ((t - at[right - 1]) / (at[right] - at[right - 1])).clamp(0, 1)
     return torch.lerp(value[right - 1], value[right], share) / torch.trapezoid(value, at)
