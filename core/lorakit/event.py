@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lorakit import jsontext
@@ -27,7 +27,7 @@ class Event:
 
         A number that is not finite, which JSON cannot say, is the text "NaN", "Infinity" or "-Infinity".
         """
-        told = _finite(asdict(self))
+        told = {one.name: _finite(getattr(self, one.name)) for one in fields(self)}
         line = json.dumps({"event": type(self).__name__, "version": VERSION, **told}, allow_nan=False)
         numbers = all(isinstance(value, (int, float)) for value in told.values())
         return line if numbers else redacted(line)  # numbers hide nothing, and an update tells only numbers

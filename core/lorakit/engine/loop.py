@@ -81,6 +81,7 @@ class Trainer:
         self._unread: deque[Unread] = deque()
         self._steps: deque[Step] = deque()  # of which nobody was told
         modules = (module for host in adapter.hosts.values() for module in host.modules())
+        self._rounds = not type(optimizer).__module__.startswith("torch.optim")  # others may, and at random
         self.drops = adapter.dropout > 0 or any(isinstance(one, nn.Dropout) and one.p > 0 for one in modules)
 
     def update(self, turns: Sequence[Turn], samples: Samples) -> Step:
@@ -148,7 +149,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.stepping = True
-        with self._seeded("optimizer", self.updates):  # some round at random
+        with self._seeded("optimizer", self.updates, self._rounds):
             self.optimizer.step()
         self.updates += 1
         self._follow()
