@@ -291,14 +291,11 @@ class Speed(Section):
         "many, or `fit`, as few as free memory allows.",
     )
     graphs: Literal["on", "off"] | None = Field(
-        None,
-        description="On CUDA, `on` captures passes as CUDA graphs, one for each form of batch, and replays them: the "
-        "host launches one thing where it launched thousands; `off` does not. Never run on a GPU yet.",
+        None, description="`on` captures passes as CUDA graphs, one for each form of batch. Never run on a GPU yet."
     )
     losses: Literal["late", "at once"] | None = Field(
         None,
-        description="When an update's loss and gradient norm are read: `late`, while the next update is under way, so "
-        "that the GPU never waits; or `at once`.",
+        description="When an update's loss and gradient norm are read: `late`, so no GPU ever waits, or `at once`.",
     )
 
 

@@ -41,7 +41,7 @@ def fill(
         because = obstacle or "one kernel multiplies, scales, adds the bias and casts"
         put("speed.products", "torch" if obstacle else "triton", "lorakit", because)
     obstacle = _no_graphs(table, settings.speed.recompute, quantizer)
-    because = "CUDA graphs were never run on a GPU; they are for SDXL and small pictures, where the host is slow"
+    because = "CUDA graphs were never run on a GPU; they are for small models and pictures, where the host is slow"
     put("speed.graphs", "off", "lorakit", obstacle or because)
     if not settings.train.gradient_checkpointing:
         put("speed.recompute", "all", "lorakit", "of none: train.gradient_checkpointing is off")
