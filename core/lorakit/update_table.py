@@ -1,4 +1,4 @@
-"""The updates of a run as columns of numbers: 20,000 of them are a megabyte and a half, as events they are ten."""
+"""The updates of a run as columns of numbers: 20,000 of them are a megabyte and a half, as events they are eight."""
 
 from __future__ import annotations
 
